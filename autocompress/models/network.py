@@ -1,0 +1,178 @@
+"""Networks: a model as one functional ATen graph and a table of parameters."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from autocompress.errors import PlanError, unknown
+from autocompress.models.groups import Groups, Unit, find_groups
+
+__all__ = ["Layer", "Network", "Observer"]
+
+Observer = Callable[[fx.Node, Any], Tensor | None]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution or linear layer of a network.
+
+    ``kind`` is "conv", "depthwise", "grouped" or "linear"; ``node`` is the name of its node in
+    the graph; ``weight`` and ``bias`` are keys of the network's parameters, there is always a
+    bias; shapes are without the batch; ``macs`` are multiply-adds for one input.
+    """
+
+    name: str
+    kind: str
+    node: str
+    weight: str
+    bias: str
+    groups: int
+    in_shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
+    macs: int
+    parameters: int
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A network without BatchNorm, as a graph of ATen operators over named parameters.
+
+    The graph is functional and shared between copies; parameters are its ``get_attr`` nodes.
+    Made by :func:`autocompress.models.trace.trace`. Nothing in it is ever changed in place.
+    """
+
+    graph: fx.Graph
+    params: Mapping[str, Tensor]
+    layers: tuple[Layer, ...]
+    example_inputs: tuple[Tensor, ...]
+
+    @cached_property
+    def groups(self) -> Groups:
+        """The channel groups of the network (of the one that was traced, in pruned copies)."""
+        return find_groups(self.graph, self.params, self.layers, self.example_inputs)
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """The units whose channels can be pruned."""
+        return self.groups.units
+
+    @property
+    def fixed(self) -> Mapping[str, str]:
+        """Layers whose output channels cannot be pruned, and why."""
+        return self.groups.fixed
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Layer]:
+        """The layers by their names."""
+        return MappingProxyType({layer.name: layer for layer in self.layers})
+
+    def layer(self, name: str) -> Layer:
+        """Return a layer; raise PlanError that names the nearest if there is none."""
+        if name not in self.by_name:
+            raise PlanError(unknown("layer", name, self.by_name))
+        return self.by_name[name]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of all layers for one input."""
+        return sum(layer.macs for layer in self.layers)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A sha256 over graph and parameters, in hex."""
+        digest = hashlib.sha256()
+        for node in self.graph.nodes:
+            digest.update(f"{node.name} {node.target} {node.args} {node.kwargs}\n".encode())
+        for name in sorted(self.params):
+            value = self.params[name].detach().cpu().contiguous()
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            digest.update(value.numpy().tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def _program(self) -> list[tuple[fx.Node, list[fx.Node]]]:
+        """Nodes in order, each with the values that are dead after it."""
+        nodes = list(self.graph.nodes)
+        last: dict[fx.Node, fx.Node] = {}
+        for node in nodes:
+            for source in node.all_input_nodes:
+                last[source] = node
+        dead: dict[fx.Node, list[fx.Node]] = {}
+        for source, node in last.items():
+            dead.setdefault(node, []).append(source)
+        return [(node, dead.get(node, [])) for node in nodes]
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """Run the network; return a tensor, or a tuple where the model had several outputs."""
+        return self.run(*inputs)
+
+    @torch.no_grad()
+    def run(self, *inputs: Tensor, observe: Observer | None = None) -> Any:
+        """Run node by node; ``observe(node, value)`` may return a value to put in its place."""
+        values: dict[fx.Node, Any] = {}
+        feed = iter(inputs)
+        result: Any = None
+        for node, dead in self._program:
+            if node.op == "get_attr":
+                value: Any = self.params[str(node.target)]
+            elif node.op == "placeholder":
+                value = next(feed)
+            elif node.op == "output":
+                outputs: Any = fx.map_arg(node.args[0], values.__getitem__)
+                result = outputs[0] if len(outputs) == 1 else tuple(outputs)
+                break
+            else:
+                assert callable(node.target)
+                args = fx.map_arg(node.args, values.__getitem__)
+                kwargs = fx.map_arg(node.kwargs, values.__getitem__)
+                value = node.target(*args, **kwargs)
+            if observe is not None and node.op != "get_attr":
+                replacement = observe(node, value)
+                value = value if replacement is None else replacement
+            values[node] = value
+            for source in dead:
+                del values[source]
+        return result
+
+    def replace(
+        self,
+        *,
+        params: Mapping[str, Tensor] | None = None,
+        edits: Mapping[str, Sequence[Any]] | None = None,
+    ) -> "Network":
+        """Return a copy with other parameters and, by node name, other arguments."""
+        graph = self._edited(edits) if edits else self.graph
+        merged = MappingProxyType({**self.params, **(params or {})})
+        copy = Network(graph, merged, self.layers, self.example_inputs)
+        if "groups" in self.__dict__:
+            copy.__dict__["groups"] = self.groups
+        if not edits and "_program" in self.__dict__:
+            copy.__dict__["_program"] = self._program
+        return copy
+
+    def _edited(self, edits: Mapping[str, Sequence[Any]]) -> fx.Graph:
+        graph = fx.Graph()
+        mapping: dict[fx.Node, fx.Node] = {}
+        for node in self.graph.nodes:
+            copy = graph.node_copy(node, mapping.__getitem__)
+            assert copy.name == node.name
+            if node.name in edits:
+                copy.args = fx.map_arg(tuple(edits[node.name]), mapping.__getitem__)
+            mapping[node] = copy
+        return graph
+
+    def module(self) -> fx.GraphModule:
+        """Return the network as a module that shares its parameters, for export."""
+        root = {
+            name: torch.nn.Parameter(value, requires_grad=False)
+            if value.is_floating_point()
+            else value
+            for name, value in self.params.items()
+        }
+        return fx.GraphModule(root, self.graph)
