@@ -1,0 +1,115 @@
+"""Scores: what was measured of one plan, with the estimates beside it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from autocompress.errors import InputError
+from autocompress.spec.budget import Budget
+from autocompress.spec.plan import Plan, Recipe
+
+__all__ = ["OBJECTIVES", "Objective", "Outcome", "Score", "check_objectives"]
+
+Outcome = Literal["ok", "over_budget", "failed"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A figure of a score that a search improves: its field and direction."""
+
+    name: str
+    field: str
+    maximize: bool = False
+
+
+OBJECTIVES: Mapping[str, Objective] = {
+    "accuracy": Objective("accuracy", "accuracy", maximize=True),
+    "size": Objective("size", "size_bytes"),
+    "latency": Objective("latency", "latency_ms"),
+}
+
+
+def check_objectives(names: object) -> tuple[str, ...]:
+    """Return the objectives' names; raise InputError unless accuracy and at least one more."""
+    if not isinstance(names, (list, tuple)) or not set(names) <= set(OBJECTIVES):
+        raise InputError(f"Objectives are names out of {', '.join(OBJECTIVES)}, not {names!r}.")
+    if names[:1] != type(names)(["accuracy"]) or len(set(names)) != len(names) or len(names) < 2:
+        raise InputError(
+            f"Objectives are 'accuracy' first, then one or more of "
+            f"{', '.join(list(OBJECTIVES)[1:])}, each once: not {list(names)!r}."
+        )
+    return tuple(names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """The result of one trial.
+
+    ``accuracy`` is of the validation split and ``test_accuracy`` of the test split, both of the
+    file in its runtime; the interval ends are at 95 %. Sizes in bytes, times in milliseconds;
+    ``latency_high_ms`` is the upper end of the latency's interval. ``estimates`` are simulated
+    or predicted figures, ``timing`` the raw latency samples, ``seconds`` the wall time of each
+    step. A figure that was not measured is NaN.
+    """
+
+    trial: int
+    plan: Plan
+    recipe: Recipe
+    target: str
+    outcome: Outcome
+    message: str = ""
+    baseline: str = ""
+    accuracy: float = math.nan
+    accuracy_low: float = math.nan
+    accuracy_high: float = math.nan
+    size_bytes: float = math.nan
+    latency_ms: float = math.nan
+    latency_low_ms: float = math.nan
+    latency_high_ms: float = math.nan
+    load_ms: float = math.nan
+    peak_memory_bytes: float = math.nan
+    macs: float = math.nan
+    parameters: float = math.nan
+    test_accuracy: float = math.nan
+    test_low: float = math.nan
+    test_high: float = math.nan
+    artifact: str = ""
+    sha256: str = ""
+    estimates: Mapping[str, float] = field(default_factory=dict)
+    timing: Mapping[str, Any] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    cpu: tuple[str, ...] = ()
+    seed: int = 0
+
+    @property
+    def key(self) -> str:
+        """Return the artifact's key: a digest of plan, recipe and target."""
+        return self.recipe.key(self.plan, self.target)
+
+    def values(self, objectives: tuple[str, ...]) -> tuple[float, ...]:
+        """Return the objectives' figures in order."""
+        return tuple(float(getattr(self, OBJECTIVES[name].field)) for name in objectives)
+
+    def constraints(self, budget: Budget) -> dict[str, float]:
+        """Return the relative excess over each limit of a budget, feasible at ≤ 0."""
+        return budget.constraints({f.name: getattr(self, f.name) for f in fields(self)})
+
+    def meets(self, budget: Budget) -> bool:
+        """Tell whether the score is of a file within the budget."""
+        return self.outcome == "ok" and all(c <= 0 for c in self.constraints(budget).values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the score as plain JSON data, NaN left out."""
+        data = {f.name: getattr(self, f.name) for f in fields(self)}
+        data.update(plan=self.plan.to_json(), recipe=asdict(self.recipe), cpu=list(self.cpu))
+        return {k: v for k, v in data.items() if not (isinstance(v, float) and math.isnan(v))}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Score":
+        """Read what ``to_json`` wrote; raise PlanError, TypeError or KeyError otherwise."""
+        values = dict(data)
+        values["plan"] = Plan.from_json(values["plan"])
+        values["recipe"] = Recipe(**values["recipe"])
+        values["cpu"] = tuple(values.get("cpu", ()))
+        return cls(**values)

@@ -1,0 +1,225 @@
+"""Search spaces: which values each knob of each layer or unit may take."""
+
+import hashlib
+import json
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from autocompress.errors import PlanError, SpaceError, unknown
+from autocompress.spec.abilities import Abilities
+from autocompress.spec.plan import KNOBS, Plan, split_name
+from autocompress.spec.toml import check_keys, line_of, read_toml
+
+__all__ = ["SearchSpace", "SpaceTemplate"]
+
+Value = float | int
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """The values, ascending, of every ``<layer or unit>/<knob>`` of one network."""
+
+    knobs: Mapping[str, tuple[Value, ...]]
+
+    def __post_init__(self) -> None:
+        for name, values in self.knobs.items():
+            split_name(name)
+            if not values or list(values) != sorted(set(values)):
+                raise SpaceError(f"'{name}' needs different values in ascending order: {values}.")
+        object.__setattr__(self, "knobs", MappingProxyType(dict(self.knobs)))
+
+    @property
+    def size(self) -> int:
+        """Return the number of plans in the space."""
+        return math.prod(len(values) for values in self.knobs.values())
+
+    @property
+    def digest(self) -> str:
+        """Return a sha256 of the space, in hex."""
+        text = json.dumps({name: list(values) for name, values in sorted(self.knobs.items())})
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def plan(self, choices: Mapping[str, Value]) -> Plan:
+        """Return the plan of a full choice; knobs with one value need not be named."""
+        only = {name: values[0] for name, values in self.knobs.items() if len(values) == 1}
+        return Plan({**only, **choices})
+
+    def choices(self, plan: Plan) -> dict[str, Value]:
+        """Return the value of every knob of the space in a plan."""
+        return {name: plan.get(*split_name(name)) for name in self.knobs}
+
+    def contains(self, plan: Plan) -> bool:
+        """Tell whether a plan takes its values from the space and sets nothing else."""
+        chosen = self.choices(plan)
+        return set(plan.settings) <= set(self.knobs) and all(
+            value in self.knobs[name] for name, value in chosen.items()
+        )
+
+    def neighbours(self, plan: Plan) -> Iterator[Plan]:
+        """Yield the plans one step of one knob away; raise PlanError for a plan outside."""
+        if not self.contains(plan):
+            raise PlanError("Only a plan of the space has neighbours in it.")
+        chosen = self.choices(plan)
+        for name, values in self.knobs.items():
+            at = values.index(chosen[name])
+            for step in (at - 1, at + 1):
+                if 0 <= step < len(values):
+                    yield Plan({**chosen, name: values[step]})
+
+    def uniform(self, **wanted: Value) -> Plan:
+        """Return the plan with one value a knob (``w_bits=4``) wherever the space has it.
+
+        Elsewhere the nearest higher value of the space stands in, or its highest.
+        """
+        chosen: dict[str, Value] = {}
+        for name, values in self.knobs.items():
+            goal = wanted.get(split_name(name)[1], math.inf)
+            chosen[name] = next((value for value in values if value >= goal), values[-1])
+        return Plan(chosen)
+
+    def baselines(self) -> list[tuple[str, Plan]]:
+        """Return the named plans that every study scores: uncompressed and uniform ones."""
+        values: dict[str, list[Value]] = {
+            knob: sorted(
+                {v for name, vs in self.knobs.items() if split_name(name)[1] == knob for v in vs},
+                reverse=True,
+            )
+            for knob in KNOBS
+        }
+        w_bits = [bits for bits in values["w_bits"] if bits <= 8]
+        a_bits = [bits for bits in values["a_bits"] if bits <= 8]
+        keeps = [keep for keep in values["keep"] if keep < 1]
+        named: list[tuple[str, Plan]] = [("uncompressed", Plan())]
+        if w_bits:
+            lower = {"a_bits": a_bits[0]} if a_bits else {}
+            named.append((_label(w_bits[0], lower), self.uniform(w_bits=w_bits[0], **lower)))
+        if keeps:
+            middle = min(keeps, key=lambda keep: abs(keep - 0.5))
+            keeps.remove(middle)
+            keeps = [middle, *keeps[:: max(1, len(keeps) // 2)]]
+            named.append((f"uniform keep {middle:g}", self.uniform(keep=middle)))
+        for bits in w_bits:
+            named.append((_label(bits, {}), self.uniform(w_bits=bits)))
+            if a_bits:
+                both = {"a_bits": a_bits[0]}
+                named.append((_label(bits, both), self.uniform(w_bits=bits, **both)))
+        for keep in keeps:
+            named.append((f"uniform keep {keep:g}", self.uniform(keep=keep)))
+            if w_bits:
+                label = f"uniform keep {keep:g}, {w_bits[0]:g}-bit weights"
+                named.append((label, self.uniform(keep=keep, w_bits=w_bits[0])))
+        unique: dict[Plan, str] = {}
+        for label, plan in named:
+            unique.setdefault(plan, label)
+        return [(label, plan) for plan, label in unique.items()]
+
+
+def _label(w_bits: Value, activations: Mapping[str, Value]) -> str:
+    suffix = f", {activations['a_bits']:g}-bit activations" if activations else ""
+    return f"uniform {w_bits:g}-bit weights{suffix}"
+
+
+@dataclass(frozen=True)
+class SpaceTemplate:
+    """Rules with wildcards that become a SearchSpace for a network.
+
+    ``rules`` pair a pattern over ``<layer or unit>/<knob>`` with its values, later rules win;
+    ``exclude`` are patterns over names or ``<name>/<knob>`` that are left alone.
+    """
+
+    rules: tuple[tuple[str, tuple[Value, ...]], ...]
+    exclude: tuple[str, ...] = ()
+    name: str = "space"
+
+    @classmethod
+    def of(
+        cls, knobs: Mapping[str, Sequence[Value]], exclude: Sequence[str] = ()
+    ) -> "SpaceTemplate":
+        """Return the template of a mapping; raise SpaceError for an impossible pattern or value."""
+        rules = []
+        for pattern, values in knobs.items():
+            try:
+                knob = KNOBS[split_name(pattern)[1]]
+                if not isinstance(values, (list, tuple)) or not values:
+                    raise PlanError(f"its values must be a list of numbers, not {values!r}.")
+                checked = tuple(sorted({knob.check(value) for value in values}))
+            except PlanError as error:
+                known = [f"{pattern.rpartition('/')[0] or pattern}/{knob}" for knob in KNOBS]
+                hint = (
+                    "" if pattern.rpartition("/")[2] in KNOBS else unknown("knob", pattern, known)
+                )
+                raise SpaceError(f"In the search space, '{pattern}': {hint or error}") from error
+            rules.append((pattern, checked))
+        return cls(tuple(rules), tuple(exclude))
+
+    @classmethod
+    def read(cls, path: Path) -> "SpaceTemplate":
+        """Read a TOML file; raise ConfigError or SpaceError naming file and line."""
+        table, text = read_toml(path)
+        check_keys(table, ("knobs", "exclude"), text, path)
+        knobs, exclude = table.get("knobs", {}), table.get("exclude", [])
+        if not isinstance(knobs, dict) or not isinstance(exclude, list):
+            raise SpaceError(f"{path}: 'knobs' must be a table and 'exclude' a list of patterns.")
+        for pattern, values in knobs.items():
+            try:
+                cls.of({pattern: values})
+            except SpaceError as error:
+                line = line_of(text, pattern, "knobs")
+                raise SpaceError(f"{path}, line {line}: {error}") from error
+        found = cls.of(knobs, [str(item) for item in exclude])
+        return cls(found.rules, found.exclude, path.stem)
+
+    def resolve(
+        self, layers: Collection[str], units: Collection[str], abilities: Abilities
+    ) -> SearchSpace:
+        """Return the space for a network's layers and units on a target.
+
+        Raises SpaceError for a pattern that matches nothing (unless its layer part is ``*``)
+        and for a bit width that the target lacks.
+        """
+        have = {"w_bits": abilities.w_bits, "a_bits": abilities.a_bits}
+        names = {f"{layer}/{knob}": True for layer in layers for knob in ("w_bits", "a_bits")}
+        if abilities.keep:
+            names.update({f"{unit}/keep": True for unit in units})
+        knobs: dict[str, tuple[Value, ...]] = {}
+        for pattern, values in self.rules:
+            layer, knob = split_name(pattern)
+            able = have.get(knob)
+            for value in values:
+                if able is not None and value not in able:
+                    raise SpaceError(
+                        f"'{pattern}' asks for {value:g} bits; this target has {knob} "
+                        f"{', '.join(str(bits) for bits in able)}."
+                    )
+            matched = [name for name in names if fnmatchcase(name, pattern)]
+            if not matched and layer.strip("*"):
+                pool = units if knob == "keep" else layers
+                kind = "unit (prunable group of channels)" if knob == "keep" else "layer"
+                raise SpaceError(f"'{pattern}' matches nothing: {unknown(kind, layer, pool)}")
+            knobs.update(dict.fromkeys(matched, values))
+        for pattern in self.exclude:
+            gone = [
+                n
+                for n in names
+                if fnmatchcase(n, pattern) or fnmatchcase(n[: n.rfind("/")], pattern)
+            ]
+            if not gone:
+                raise SpaceError(
+                    f"exclude '{pattern}' matches nothing: {unknown('layer', pattern, layers)}"
+                )
+            for name in gone:
+                knobs.pop(name, None)
+        if not knobs:
+            raise SpaceError(
+                "A search space must leave at least one knob of the network to search."
+            )
+        return SearchSpace(knobs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the template as plain data."""
+        return {"knobs": {p: list(v) for p, v in self.rules}, "exclude": list(self.exclude)}
