@@ -83,45 +83,40 @@ class SearchSpace:
         return Plan(chosen)
 
     def baselines(self) -> list[tuple[str, Plan]]:
-        """Return the named plans that every study scores: uncompressed and uniform ones."""
-        values: dict[str, list[Value]] = {
-            knob: sorted(
-                {v for name, vs in self.knobs.items() if split_name(name)[1] == knob for v in vs},
-                reverse=True,
-            )
-            for knob in KNOBS
-        }
-        w_bits = [bits for bits in values["w_bits"] if bits <= 8]
-        a_bits = [bits for bits in values["a_bits"] if bits <= 8]
-        keeps = [keep for keep in values["keep"] if keep < 1]
-        named: list[tuple[str, Plan]] = [("uncompressed", Plan())]
-        if w_bits:
-            lower = {"a_bits": a_bits[0]} if a_bits else {}
-            named.append((_label(w_bits[0], lower), self.uniform(w_bits=w_bits[0], **lower)))
-        if keeps:
-            middle = min(keeps, key=lambda keep: abs(keep - 0.5))
-            keeps.remove(middle)
-            keeps = [middle, *keeps[:: max(1, len(keeps) // 2)]]
-            named.append((f"uniform keep {middle:g}", self.uniform(keep=middle)))
+        """Return the named plans that every study scores: uncompressed and uniform ones.
+
+        The first three are the uncompressed model, uniform 8-bit (or the most bits up to 8 that
+        the space has) and uniform pruning by about one half.
+        """
+        values: dict[str, list[Value]] = {knob: [] for knob in KNOBS}
+        for name, options in self.knobs.items():
+            values[split_name(name)[1]].extend(options)
+        w_bits, a_bits = (
+            sorted({v for v in values[k] if v <= 8})[::-1] for k in ("w_bits", "a_bits")
+        )
+        keeps = sorted({v for v in values["keep"] if v < 1}, key=lambda v: abs(v - 0.5))[:3]
+        low_a = {"a_bits": a_bits[0]} if a_bits else {}
+        wanted: list[dict[str, Value]] = []
+        wanted += [{"w_bits": w_bits[0], **low_a}] if w_bits else []
+        wanted += [{"keep": keeps[0]}] if keeps else []
         for bits in w_bits:
-            named.append((_label(bits, {}), self.uniform(w_bits=bits)))
-            if a_bits:
-                both = {"a_bits": a_bits[0]}
-                named.append((_label(bits, both), self.uniform(w_bits=bits, **both)))
+            wanted += [{"w_bits": bits}, {"w_bits": bits, **low_a}]
         for keep in keeps:
-            named.append((f"uniform keep {keep:g}", self.uniform(keep=keep)))
-            if w_bits:
-                label = f"uniform keep {keep:g}, {w_bits[0]:g}-bit weights"
-                named.append((label, self.uniform(keep=keep, w_bits=w_bits[0])))
-        unique: dict[Plan, str] = {}
-        for label, plan in named:
-            unique.setdefault(plan, label)
-        return [(label, plan) for plan, label in unique.items()]
+            wanted += [{"keep": keep}]
+            wanted += [{"keep": keep, "w_bits": w_bits[0], **low_a}] if w_bits else []
+        named = {Plan(): "uncompressed"}
+        for choice in wanted:
+            full = {k: choice.get(k, max(values[k])) for k in KNOBS if values[k]}
+            named.setdefault(self.uniform(**choice), "uniform " + ", ".join(_words(full)))
+        return [(label, plan) for plan, label in named.items()]
 
 
-def _label(w_bits: Value, activations: Mapping[str, Value]) -> str:
-    suffix = f", {activations['a_bits']:g}-bit activations" if activations else ""
-    return f"uniform {w_bits:g}-bit weights{suffix}"
+def _words(choice: Mapping[str, Value]) -> Iterator[str]:
+    if choice.get("keep", 1) < 1:
+        yield f"keep {choice['keep']:g}"
+    for knob, what in (("w_bits", "weights"), ("a_bits", "activations")):
+        if choice.get(knob, 32) < 32:
+            yield f"{choice[knob]:g}-bit {what}"
 
 
 @dataclass(frozen=True)
