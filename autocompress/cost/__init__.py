@@ -1,1 +1,1 @@
-"""TODO."""
+"""Cost models: what a compressed network is expected to cost on a device."""

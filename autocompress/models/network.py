@@ -24,7 +24,8 @@ class Layer:
 
     ``kind`` is "conv", "depthwise", "grouped" or "linear"; ``node`` is the name of its node in
     the graph; ``weight`` and ``bias`` are keys of the network's parameters, there is always a
-    bias; shapes are without the batch; ``macs`` are multiply-adds for one input.
+    bias; shapes are without the batch; ``macs`` are multiply-adds for one input, ``positions``
+    how often each weight is used for them; all are of the network that was traced.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Layer:
     out_shape: tuple[int, ...]
     macs: int
     parameters: int
+    positions: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +82,8 @@ class Network:
 
     @property
     def macs(self) -> int:
-        """Multiply-adds of all layers for one input."""
-        return sum(layer.macs for layer in self.layers)
+        """Multiply-adds of all layers for one input, as they are in this copy."""
+        return sum(layer.positions * self.params[layer.weight].numel() for layer in self.layers)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -254,6 +254,7 @@ def _layers(
             out_shape=out[1:],
             macs=positions * math.prod(shape),
             parameters=math.prod(shape) + shape[0],
+            positions=positions,
         )
     return tuple(layers.values())
 

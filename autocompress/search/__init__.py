@@ -1,1 +1,1 @@
-"""TODO."""
+"""The search: study, samplers, evaluation of one plan, and the driver."""

@@ -1,0 +1,293 @@
+"""The Python interface: search, open a run, measure a file; names become objects here."""
+
+import hashlib
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import autocompress
+from autocompress.errors import ConfigError, InputError, RunError, TaskError, unknown
+from autocompress.models.trace import trace
+from autocompress.report.front import Front
+from autocompress.search.driver import Progress, ProgressCallback, drive, score_tests
+from autocompress.search.evaluate import Evaluator
+from autocompress.search.parameters import Parameters
+from autocompress.search.samplers import make_sampler
+from autocompress.search.study import Study, driver_lock, read_scores
+from autocompress.spec.budget import Budget
+from autocompress.spec.config import Config
+from autocompress.spec.score import Score
+from autocompress.spec.space import SpaceTemplate
+from autocompress.targets import make_target
+from autocompress.targets.timing import Timing, measure
+from autocompress.tasks import TASKS
+from autocompress.tasks.base import Task
+
+__all__ = ["Run", "bench", "make_task", "open_run", "search", "search_config", "spaces_directory"]
+
+
+def spaces_directory() -> Path:
+    """Return the folder of the search spaces that come with the package."""
+    package = Path(autocompress.__file__).parent
+    inside = package / "search_spaces"
+    return inside if inside.is_dir() else package.parent / "search_spaces"
+
+
+def find_space(space: str | Path | Mapping[str, Any] | SpaceTemplate) -> SpaceTemplate:
+    """Return the template of a name, a path or a mapping of patterns to values."""
+    if isinstance(space, SpaceTemplate):
+        return space
+    if isinstance(space, Mapping):
+        return SpaceTemplate.of(space)
+    path = Path(space)
+    if path.suffix == ".toml":
+        return SpaceTemplate.read(path)
+    known = {file.stem: file for file in spaces_directory().glob("*.toml")}
+    if str(space) not in known:
+        raise InputError(unknown("search space", str(space), known) + " A path ends in .toml.")
+    return SpaceTemplate.read(known[str(space)])
+
+
+def make_task(options: Mapping[str, Any]) -> Task:
+    """Return the task of a name, or of ``package.module:factory``, and its options.
+
+    Raises TaskError for an unknown name, a factory that cannot be imported or an unknown option.
+    """
+    values = dict(options)
+    name = values.pop("name")
+    if ":" not in name:
+        if name not in TASKS:
+            raise TaskError(unknown("task", name, TASKS) + " Your own is package.module:factory.")
+        factory: Callable[..., Task] = TASKS[name]
+    else:
+        module, _, attribute = name.partition(":")
+        try:
+            factory = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise TaskError(f"A task factory must be importable: {name} ({error}).") from error
+    try:
+        task = factory(**values)
+    except TypeError as error:
+        raise TaskError(f"Task '{name}' does not take these options: {error}.") from error
+    if not isinstance(task, Task):
+        raise TaskError(f"A task factory must return an autocompress.Task; {name} did not.")
+    return task
+
+
+@dataclass
+class Run:
+    """A search in its directory: scores, front, and the means to go on.
+
+    ``directory`` holds config.toml, study.log, artifacts/, front.csv, front.png and front.svg.
+    ``note`` says why the last search ended before its trials were done, if it did.
+    """
+
+    directory: Path
+    config: Config
+    scores: list[Score]
+    task: Task | None = field(default=None, repr=False)
+    note: str = ""
+
+    @property
+    def reference(self) -> Score | None:
+        """The score of the uncompressed model, None before it has one."""
+        return next((s for s in self.scores if s.baseline == "uncompressed"), None)
+
+    def front(self) -> Front:
+        """Return the Pareto front of the scores so far."""
+        return Front(self.scores, self.config.objectives, self.config.budget, self.directory)
+
+    def write_front(self) -> None:
+        """Write front.csv, front.png and front.svg into the run directory."""
+        front = self.front()
+        for suffix in ("png", "svg"):
+            front.plot(self.directory / f"front.{suffix}")
+        front.to_pandas(baselines=True).to_csv(self.directory / "front.csv", index=False)
+
+    def resume(self, trials: int | None = None, progress: ProgressCallback | None = None) -> "Run":
+        """Go on: ``trials`` more, or by default up to the number that the search was started with.
+
+        Returns the run with its new scores. Raises RunError if model, data, space or target have
+        changed, TaskError if the task was given in Python and is not given to ``open_run`` now.
+        """
+        if trials is not None and (
+            isinstance(trials, bool) or not isinstance(trials, int) or trials < 1
+        ):
+            raise InputError(f"trials must be an integer of at least 1, not {trials!r}.")
+        done = sum(score.outcome == "ok" for score in self.scores)
+        total = self.config.trials if trials is None else done + trials
+        if self.task is None and self.config.task is None:
+            raise TaskError(
+                f"The task of {self.directory} was given in Python and must be given again: "
+                "open_run(directory, task=task)."
+            )
+        return _run(self.config, self.directory, self.task, total, progress)
+
+
+def search(
+    task: Task,
+    *,
+    space: str | Path | Mapping[str, Sequence[float]] | SpaceTemplate = "ptq",
+    target: str = "onnxruntime",
+    sampler: str = "tpe",
+    trials: int = 100,
+    seed: int = 0,
+    objectives: Sequence[str] = ("accuracy", "size"),
+    budget: Budget | None = None,
+    threads: int = 1,
+    batch_size: int = 1,
+    run_dir: str | Path | None = None,
+    progress: ProgressCallback | None = None,
+) -> Run:
+    """Search plans for a task and return the run; an interrupted one in ``run_dir`` goes on.
+
+    ``space`` is a shipped space's name, a path to a TOML file, or a mapping of patterns such as
+    ``{"*/w_bits": [4, 8]}``. ``threads`` and ``batch_size`` are of the latency measurement.
+    Raises InputError (TaskError, SpaceError, RunError) for what cannot be used.
+    """
+    if not isinstance(task, Task):
+        raise TaskError(f"search needs an autocompress.Task, not {type(task).__name__}.")
+    config = Config(
+        space=find_space(space), sampler=sampler, trials=trials, seed=seed, target=target,
+        objectives=tuple(objectives), budget=budget or Budget(), threads=threads,
+        batch_size=batch_size,
+    )  # fmt: skip
+    directory = Path(run_dir) if run_dir is not None else Path("runs") / task.name
+    return _run(config, directory, task, trials, progress)
+
+
+def search_config(
+    path: str | Path,
+    *,
+    run_dir: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    progress: ProgressCallback | None = None,
+) -> Run:
+    """Search as a TOML file says; ``overrides`` are fields of Config and of its budget.
+
+    The run lies in ``run_dir``, by default ``runs/<name of the file>``.
+    """
+    path = Path(path)
+    config = Config.read(path).override(**(overrides or {}))
+    if config.task is None:
+        raise ConfigError(f'{path}: a [task] section with name = "…" is needed.')
+    config = replace(config, space=find_space(config.space))
+    directory = Path(run_dir) if run_dir is not None else Path("runs") / path.stem
+    return _run(config, directory, None, config.trials, progress)
+
+
+def open_run(run_dir: str | Path, task: Task | None = None) -> Run:
+    """Open a run directory for reading or resuming; ``task`` is needed where Python gave it."""
+    directory = Path(run_dir)
+    path = directory / "config.toml"
+    if not path.is_file():
+        raise RunError(f"A run directory has a config.toml: {directory} has none. Start a search.")
+    config = Config.read(path)
+    config = replace(config, space=find_space(config.space))
+    return Run(directory, config, read_scores(directory / "study.log"), task)
+
+
+def bench(
+    path: str | Path,
+    *,
+    threads: int = 1,
+    reference: str | Path | None = None,
+    runtime: str = "onnxruntime",
+) -> Timing:
+    """Measure a file's latency by the timing protocol, against itself or a reference file."""
+    target = make_target(runtime, threads=threads)
+    candidate = target.open(Path(path))
+    other = target.open(Path(path if reference is None else reference))
+    return measure(candidate, other, candidate.example_inputs(), threads=threads)
+
+
+def _run(
+    config: Config,
+    directory: Path,
+    task: Task | None,
+    total: int,
+    progress: ProgressCallback | None,
+) -> Run:
+    """Drive a search in its directory until ``total`` trials are done."""
+    report = progress or (lambda _: None)
+    template = find_space(config.space)
+    target = make_target(config.target, threads=config.threads, batch_size=config.batch_size)
+    make_sampler(config.sampler, config.seed)  # an unknown name ends here, before any work
+    _prepare(directory, config, template)
+    with driver_lock(directory):
+        if task is None:
+            assert config.task is not None
+            report(Progress(0, total, note="loading the task"))
+            task = make_task(config.task)
+        report(Progress(0, total, note="tracing the model"))
+        network = trace(task.model, task.example_inputs)
+        layers = [layer.name for layer in network.layers]
+        units = [unit.name for unit in network.units]
+        space = template.resolve(layers, units, target.abilities)
+        study = Study(
+            directory / "study.log",
+            Parameters(space),
+            sampler=lambda finished: make_sampler(config.sampler, config.seed + finished),
+            objectives=config.objectives,
+            budget=config.budget,
+        )
+        study.check_fingerprints(
+            {
+                "model": network.fingerprint,
+                "data": _data_fingerprint(task),
+                "space": space.digest,
+                "target": f"{config.target}, {config.threads} threads, batch {config.batch_size}",
+            }
+        )
+        (directory / "config.toml").write_text(config.to_toml(template), encoding="utf-8")
+        run = Run(directory, config, study.scores, task)
+        if study.completed >= total and (directory / "front.csv").exists():
+            return run
+        (directory / "front.csv").unlink(missing_ok=True)
+        report(Progress(study.completed, total, note="exporting the model"))
+        evaluator = Evaluator(
+            task, network, target, directory, config.seed, study.note("reference_ms")
+        )
+        study.set_note("reference_ms", evaluator.reference_ms)
+        run.note = drive(study, evaluator, total, report)
+        report(Progress(study.completed, total, note="scoring the front on the test split"))
+        score_tests(study, evaluator)
+        run.write_front()
+    return run
+
+
+def _prepare(directory: Path, config: Config, template: SpaceTemplate) -> None:
+    """Make the run directory; raise RunError if it cannot be written or is another search's."""
+    path = directory / "config.toml"
+    try:
+        (directory / "artifacts").mkdir(parents=True, exist_ok=True)
+        (directory / "driver.lock").touch()
+    except OSError as error:
+        raise RunError(f"A run directory must be writable: {directory} ({error}).") from error
+    if not path.exists():
+        return
+    frozen = Config.read(path)
+    frozen = replace(frozen, space=find_space(frozen.space), trials=config.trials)
+    config = replace(config, space=template)
+    changed = [
+        f.name
+        for f in fields(Config)
+        if getattr(config, f.name) != getattr(frozen, f.name)
+        and not (f.name == "space" and template.to_dict() == find_space(frozen.space).to_dict())
+    ]
+    if changed:
+        raise RunError(
+            f"{directory} belongs to another search; these differ: {', '.join(changed)}. Name "
+            "another run directory, or go on with that search by 'resume'."
+        )
+
+
+def _data_fingerprint(task: Task) -> str:
+    """Return a sha256 over calibration inputs and the task's own fingerprint, in hex."""
+    digest = hashlib.sha256(task.fingerprint.encode())
+    for batch in task.calibration:
+        for value in batch:
+            digest.update(value.contiguous().numpy().tobytes())
+    return digest.hexdigest()

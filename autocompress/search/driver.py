@@ -1,0 +1,108 @@
+"""The driver: baselines first, then what the sampler proposes, until the trials are done."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from autocompress.errors import TaskError, TrialError
+from autocompress.search.evaluate import Evaluator
+from autocompress.search.study import Study
+from autocompress.spec.pareto import non_dominated
+from autocompress.spec.plan import Plan, Recipe
+from autocompress.spec.score import Score
+
+__all__ = ["Progress", "ProgressCallback", "drive", "score_tests"]
+
+# Proposals in a row that the study had already answered before the search ends: with a sampler
+# that still explores, this many repeats mean that the space is as good as exhausted.
+_REPEATS = 300
+# Failures in a row that end the run, at its start and later.
+_FAILURES_AT_START = 3
+_FAILURES = 20
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a search stands: trials done of total, the last score, the best so far in words."""
+
+    done: int
+    total: int
+    score: Score | None = None
+    best: str = ""
+    note: str = ""
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+def drive(study: Study, evaluator: Evaluator, trials: int, progress: ProgressCallback) -> str:
+    """Search until ``trials`` scores exist; return a note why it ended early, or "".
+
+    Completed scores count, baselines among them; failures and repeated plans do not. Raises
+    TaskError after three failures in a row at the start, TrialError after twenty later.
+    """
+    recipe = Recipe(seed=evaluator.seed)
+    waiting = [
+        (label, plan)
+        for label, plan in study.parameters.space.baselines()
+        if study.answer(recipe.key(plan, evaluator.target.name)) is None
+    ]
+    done = study.completed
+    failures = repeats = 0
+    progress(Progress(done, trials, best=best_so_far(study)))
+    while done < trials:
+        label, trial, plan = "", None, Plan()
+        if waiting:
+            label, plan = waiting.pop(0)
+        else:
+            trial, plan = study.ask()
+            known = study.answer(recipe.key(plan, evaluator.target.name))
+            if known is not None:
+                study.repeat(trial, known)
+                repeats += 1
+                if repeats >= _REPEATS:
+                    return (
+                        f"the search ended after {done} trials: the last {_REPEATS} proposals had "
+                        "all been scored before"
+                    )
+                continue
+        repeats = 0
+        score = study.add(evaluator(plan, recipe, label), trial)
+        if score.outcome == "failed":
+            failures += 1
+            if done == 0 and failures >= _FAILURES_AT_START:
+                raise TaskError(
+                    f"The first {failures} trials must not all fail. The last one: {score.message}"
+                )
+            if failures >= _FAILURES:
+                raise TrialError(f"{failures} trials in a row failed. The last: {score.message}")
+        else:
+            failures = 0
+            done += 1
+        progress(Progress(done, trials, score, best_so_far(study)))
+    return ""
+
+
+def best_so_far(study: Study) -> str:
+    """Return the smallest file so far within one point of the uncompressed accuracy, in words."""
+    good = [score for score in study.scores if score.meets(study.budget)]
+    reference = next((s for s in study.scores if s.baseline == "uncompressed"), None)
+    if reference is None or not good:
+        return ""
+    close = [s for s in good if s.accuracy >= reference.accuracy - 0.01] or good
+    best = min(close, key=lambda score: score.size_bytes)
+    lost = 100 * (reference.accuracy - best.accuracy)
+    return f"{reference.size_bytes / best.size_bytes:.1f}× smaller, {-lost:+.1f} points"
+
+
+def score_tests(study: Study, evaluator: Evaluator) -> None:
+    """Score the members of the front and the baselines once on the test split."""
+    if evaluator.task.test is None:
+        return
+    measured = [score for score in study.scores if score.outcome == "ok"]
+    feasible = [score for score in measured if score.meets(study.budget)]
+    wanted = {score.trial for score in non_dominated(feasible, study.objectives)}
+    wanted |= {score.trial for score in measured if score.baseline}
+    for number in sorted(wanted):
+        score = study.scores[number]
+        if score.test_accuracy != score.test_accuracy:  # not measured yet
+            study.add_test(score, evaluator.test(score))

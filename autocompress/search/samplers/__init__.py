@@ -1,0 +1,40 @@
+"""The samplers by name; each proposes parameters of the same Optuna study."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+
+from autocompress.errors import InputError, unknown
+
+__all__ = ["SAMPLERS", "make_sampler"]
+
+
+def _tpe(seed: int) -> BaseSampler:
+    return TPESampler(
+        seed=seed,
+        multivariate=True,
+        group=True,
+        constant_liar=False,
+        warn_independent_sampling=False,
+    )
+
+
+def _nsga2(seed: int) -> BaseSampler:
+    return NSGAIISampler(seed=seed, population_size=32)
+
+
+def _gp(seed: int) -> BaseSampler:
+    return GPSampler(seed=seed, warn_independent_sampling=False)
+
+
+SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = MappingProxyType(
+    {"tpe": _tpe, "nsga2": _nsga2, "gp": _gp, "random": RandomSampler}
+)
+
+
+def make_sampler(name: str, seed: int) -> BaseSampler:
+    """Return a sampler; raise InputError that names the nearest for an unknown name."""
+    if name not in SAMPLERS:
+        raise InputError(unknown("sampler", name, SAMPLERS))
+    return SAMPLERS[name](seed)

@@ -1,0 +1,105 @@
+"""Configurations: everything that defines a search, as TOML."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from autocompress.errors import ConfigError, InputError
+from autocompress.spec.budget import Budget
+from autocompress.spec.score import check_objectives
+from autocompress.spec.space import SpaceTemplate
+from autocompress.spec.toml import check_keys, line_of, read_toml
+
+__all__ = ["Config"]
+
+_SECTIONS: Mapping[str, tuple[str, ...]] = {
+    "search": ("space", "sampler", "trials", "seed", "objectives"),
+    "budget": ("latency_ms", "max_size_bytes"),
+    "target": ("name", "threads", "batch_size"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A search as data: task (name and options), space, sampler, budget and target.
+
+    ``task`` is None where the task was given in Python. ``space`` is a name, a path or, in a run
+    directory, the rules themselves. Raises InputError for a value that cannot be.
+    """
+
+    task: Mapping[str, Any] | None = None
+    space: str | SpaceTemplate = "ptq"
+    sampler: str = "tpe"
+    trials: int = 100
+    seed: int = 0
+    objectives: tuple[str, ...] = ("accuracy", "size")
+    budget: Budget = field(default_factory=Budget)
+    target: str = "onnxruntime"
+    threads: int = 1
+    batch_size: int = 1
+
+    def __post_init__(self) -> None:
+        for name, least in (("trials", 1), ("seed", 0), ("threads", 1), ("batch_size", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InputError(f"{name} must be an integer of at least {least}, not {value!r}.")
+        for name in ("sampler", "target"):
+            if not isinstance(getattr(self, name), str):
+                raise InputError(f"{name} must be a name in quotes, not {getattr(self, name)!r}.")
+        object.__setattr__(self, "objectives", check_objectives(self.objectives))
+
+    @classmethod
+    def read(cls, path: Path) -> "Config":
+        """Read a TOML file; raise ConfigError that names file and line."""
+        table, text = read_toml(path)
+        check_keys(table, ("task", *_SECTIONS, "space"), text, path)
+        for name, section in table.items():
+            if not isinstance(section, dict):
+                raise ConfigError(f"{path}, line {line_of(text, name)}: [{name}] must be a table.")
+            if name in _SECTIONS:
+                check_keys(section, _SECTIONS[name], text, path, name)
+        task, search = table.get("task"), dict(table.get("search", {}))
+        if task is not None and not isinstance(task.get("name"), str):
+            raise ConfigError(
+                f'{path}: [task] needs name = "…" (a task, or package.module:factory).'
+            )
+        target = dict(table.get("target", {}))
+        if "space" in table:
+            search["space"] = SpaceTemplate.of(**{"knobs": {}, **table["space"]})
+        elif not isinstance(search.get("space", ""), str):
+            raise ConfigError(f"{path}: space must be a name or a path in quotes.")
+        if isinstance(search.get("space"), str) and search["space"].endswith(".toml"):
+            search["space"] = str(path.parent / search["space"])
+        if "name" in target:
+            target["target"] = target.pop("name")
+        try:
+            budget = Budget(**table.get("budget", {}))
+            return cls(task=task, budget=budget, **search, **target)
+        except InputError as error:
+            raise ConfigError(f"{path}: {error}") from error
+
+    def override(self, **values: Any) -> "Config":
+        """Return a copy with other values; names of limits are fields of the budget."""
+        given = {name: value for name, value in values.items() if value is not None}
+        limits = {n: given.pop(n) for n in _SECTIONS["budget"] if n in given}
+        return replace(self, budget=replace(self.budget, **limits), **given)
+
+    def to_toml(self, template: SpaceTemplate) -> str:
+        """Return the configuration as TOML with the rules of its space written out."""
+        limits = {name: getattr(self.budget, name) for name in _SECTIONS["budget"]}
+        document: dict[str, Any] = {
+            **({} if self.task is None else {"task": dict(self.task)}),
+            "search": {
+                "sampler": self.sampler, "trials": self.trials, "seed": self.seed,
+                "objectives": list(self.objectives),
+            },
+            "budget": {name: limit for name, limit in limits.items() if limit is not None},
+            "target": {
+                "name": self.target, "threads": self.threads, "batch_size": self.batch_size,
+            },
+            "space": template.to_dict(),
+        }  # fmt: skip
+        return tomli_w.dumps(document)
