@@ -1,0 +1,411 @@
+"""One export of a network, and the table that says what in it came from where.
+
+The exporter renames, reshapes, folds and shares, so nothing here goes by name. The network is
+exported with markers (unique random numbers) for parameters, by which each initializer is
+recognised, transposed ones too; then every value of the ONNX graph is computed once beside the
+network's own, and each node of the network is matched to the ONNX value that equals its own.
+"""
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnx import ModelProto, NodeProto, numpy_helper
+from torch import Tensor, fx
+
+from autocompress.errors import TraceError
+from autocompress.models.network import Network
+from autocompress.models.trace import silence
+
+__all__ = ["Place", "Template", "graph_args", "make_template", "tensor"]
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a parameter stands in the template: an initializer, and how its axes are permuted."""
+
+    initializer: str
+    axes: tuple[int, ...]
+
+    def arrange(self, value: Array) -> Array:
+        """Return the parameter as the initializer wants it."""
+        return np.ascontiguousarray(value.transpose(self.axes))
+
+
+@dataclass(frozen=True)
+class Template:
+    """A stripped ONNX model without the network's parameters; plain data, picklable.
+
+    ``model``: serialised ModelProto. ``places``: by parameter name. ``values``: by node of the
+    network, the ONNX value that equals it. ``inner``: by node, indices of the ONNX nodes that
+    compute it from its arguments. ``args``: by node, its arguments in plain form.
+    """
+
+    model: bytes
+    places: Mapping[str, tuple[Place, ...]]
+    values: Mapping[str, str]
+    inner: Mapping[str, tuple[int, ...]]
+    args: Mapping[str, Any]
+    baked: Mapping[str, Array]
+    opset: int = 18
+
+
+def tensor(name: str, value: Array) -> onnx.TensorProto:
+    """Return an array as an initializer."""
+    return onnx.TensorProto(
+        name=name,
+        dims=value.shape,
+        data_type=onnx.helper.np_dtype_to_tensor_dtype(value.dtype),
+        raw_data=value.tobytes(),
+    )
+
+
+def graph_args(graph: fx.Graph) -> dict[str, Any]:
+    """Return the arguments of every call in plain form, other nodes as ``"%name"``."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, fx.Node):
+            return f"%{value.name}"
+        if isinstance(value, (list, tuple)):
+            return tuple(plain(item) for item in value)
+        return value if isinstance(value, (int, float, bool, type(None))) else str(value)
+
+    return {
+        node.name: plain((node.args, tuple(node.kwargs.values())))
+        for node in graph.nodes
+        if node.op == "call_function"
+    }
+
+
+def make_template(network: Network, opset: int = 18) -> Template:
+    """Export a network; raise TraceError if the exporter fails or computes something else."""
+    for optimize in (True, False):
+        try:
+            template = _make(network, opset, optimize)
+        except TraceError:
+            if not optimize:
+                raise
+        else:
+            return template
+    raise AssertionError
+
+
+def _make(network: Network, opset: int, optimize: bool) -> Template:
+    markers = _markers(network.params)
+    model = _export(network.replace(params=markers), opset, optimize)
+    _strip(model, [n.name for n in network.graph.nodes if n.op == "placeholder"])
+    places = _find_places(model, network, markers)
+    held = {place.initializer for found in places.values() for place in found}
+    baked = {
+        name: value.detach().numpy() for name, value in network.params.items() if name not in places
+    }
+    bare = ModelProto()
+    bare.CopyFrom(model)
+    del bare.graph.initializer[:]
+    bare.graph.initializer.extend(t for t in model.graph.initializer if t.name not in held)
+    filled = ModelProto()
+    filled.CopyFrom(bare)
+    for name, found in places.items():
+        value = network.params[name].detach().numpy()
+        filled.graph.initializer.extend(tensor(p.initializer, p.arrange(value)) for p in found)
+    values = _match_values(filled, network)
+    inner = {
+        node.name: _inner(bare, node, values)
+        for node in network.graph.nodes
+        if node.op == "call_function" and node.name in values
+    }
+    return Template(
+        bare.SerializeToString(deterministic=True),
+        places,
+        values,
+        inner,
+        graph_args(network.graph),
+        baked,
+        opset,
+    )
+
+
+def _markers(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Random numbers in place of the floating-point parameters."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: torch.rand(value.shape, generator=generator) + 0.5
+        for name, value in params.items()
+        if value.dtype == torch.float32
+    }
+
+
+def _export(network: Network, opset: int, optimize: bool) -> ModelProto:
+    example = tuple(v.repeat(2, *[1] * (v.ndim - 1)) for v in network.example_inputs)
+    dynamic = tuple({0: torch.export.Dim.DYNAMIC} for _ in example)
+    try:
+        with silence(), torch.no_grad():
+            program = torch.onnx.export(
+                network.module().eval(),
+                example,
+                dynamo=True,
+                opset_version=opset,
+                dynamic_shapes=dynamic,
+                optimize=optimize,
+                verbose=False,
+            )
+        assert program is not None
+        model: ModelProto = program.model_proto
+    except Exception as error:  # the exporter raises whatever it meets
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise TraceError(
+            "A network must be exportable with torch.onnx.export. "
+            f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+        ) from error
+    found = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    if model.functions or found != opset:
+        raise TraceError(f"The exporter must write opset {opset} without functions, not {found}.")
+    return model
+
+
+_DEFAULTS: Mapping[str, Any] = {"dilations": 1, "strides": 1, "pads": 0}
+
+
+def _strip(model: ModelProto, placeholders: list[str]) -> None:
+    """Drop all that a runtime does not need, and give inputs and outputs readable names."""
+    graph = model.graph
+    for field in ("producer_name", "producer_version", "domain", "doc_string", "model_version"):
+        model.ClearField(field)
+    model.ClearField("metadata_props")
+    model.ir_version = 10 if model.opset_import[0].version > 20 else 8
+    graph.name = "g"
+    for field in ("doc_string", "value_info", "metadata_props", "quantization_annotation"):
+        graph.ClearField(field)
+    names: dict[str, str] = {"": ""}
+    values = itertools.chain(
+        (info.name for info in graph.input),
+        (initializer.name for initializer in graph.initializer),
+        (name for node in graph.node for name in node.output),
+    )
+    for name in values:
+        names.setdefault(name, f"_{len(names)}")
+    for node in graph.node:
+        for which in (node.input, node.output):
+            for index, name in enumerate(which):
+                which[index] = names[name]
+        for field in ("name", "doc_string", "metadata_props"):
+            node.ClearField(field)
+        if node.domain == "ai.onnx":
+            node.ClearField("domain")
+        _drop_defaults(node)
+    for initializer in graph.initializer:
+        array = numpy_helper.to_array(initializer)
+        initializer.CopyFrom(tensor(names[initializer.name], array))
+    for info in (*graph.input, *graph.output):
+        info.name = names[info.name]
+        for field in ("doc_string", "metadata_props"):
+            info.ClearField(field)
+        for dim in info.type.tensor_type.shape.dim:
+            if dim.HasField("dim_param"):
+                dim.dim_param = "N"
+    _name_ends(graph, placeholders)
+
+
+def _name_ends(graph: onnx.GraphProto, placeholders: list[str]) -> None:
+    """Name inputs and outputs: "input" and "output", or as traced and "output0", …"""
+    inputs = ["input"] if len(graph.input) == 1 else placeholders
+    count = len(graph.output)
+    outputs = ["output"] if count == 1 else [f"output{i}" for i in range(count)]
+    names = dict(zip([info.name for info in graph.input], inputs, strict=True))
+    made = {name for node in graph.node for name in node.output}
+    copies = []
+    for info, name in zip(graph.output, outputs, strict=True):
+        if info.name in made and info.name not in names:
+            names[info.name] = name
+        else:
+            copies.append((info.name, name))
+    for node in graph.node:
+        for which in (node.input, node.output):
+            for index, name in enumerate(which):
+                which[index] = names.get(name, name)
+    for source, name in copies:
+        graph.node.add(op_type="Identity", input=[names.get(source, source)], output=[name])
+    for infos, ends in ((graph.input, inputs), (graph.output, outputs)):
+        for info, name in zip(infos, ends, strict=True):
+            info.name = name
+
+
+def _drop_defaults(node: NodeProto) -> None:
+    """Drop attributes that say what a runtime assumes anyway."""
+    schema = onnx.defs.get_schema(node.op_type, node.domain) if not node.domain else None
+    kept = []
+    for attribute in node.attribute:
+        value = onnx.helper.get_attribute_value(attribute)
+        default = schema.attributes.get(attribute.name) if schema else None
+        if default is not None and default.default_value.name:
+            if onnx.helper.get_attribute_value(default.default_value) == value:
+                continue
+        elif attribute.name in _DEFAULTS and all(v == _DEFAULTS[attribute.name] for v in value):
+            continue
+        elif attribute.name == "kernel_shape" and node.op_type == "Conv":
+            continue
+        attribute.ClearField("doc_string")
+        kept.append(attribute)
+    del node.attribute[:]
+    node.attribute.extend(kept)
+
+
+def _find_places(
+    model: ModelProto, network: Network, markers: Mapping[str, Tensor]
+) -> dict[str, tuple[Place, ...]]:
+    """Recognise initializers by content; fold transpositions of parameters."""
+    graph = model.graph
+    by_content: dict[bytes, str] = {}
+    for name, value in network.params.items():
+        marker = markers.get(name, value).detach().numpy()
+        if marker.dtype == np.float32:
+            for axes in itertools.permutations(range(marker.ndim)):
+                by_content.setdefault(_key(marker.transpose(axes)), f"{name}\n{axes}")
+        elif marker.size > 64:
+            by_content.setdefault(_key(marker), f"{name}\n{tuple(range(marker.ndim))}")
+    places: dict[str, list[Place]] = {}
+    owner: dict[str, tuple[str, Place]] = {}
+    for initializer in graph.initializer:
+        found = by_content.get(_key(numpy_helper.to_array(initializer)))
+        if found is not None:
+            name, axes_text = found.split("\n")
+            axes = tuple(int(a) for a in axes_text.strip("()").split(",") if a.strip())
+            place = Place(initializer.name, axes)
+            places.setdefault(name, []).append(place)
+            owner[initializer.name] = (name, place)
+    uses: dict[str, list[NodeProto]] = {}
+    for node in graph.node:
+        for used in node.input:
+            uses.setdefault(used, []).append(node)
+    outputs = {info.name for info in graph.output}
+    for initializer in list(graph.initializer):
+        users = uses.get(initializer.name, [])
+        if initializer.name not in owner or len(users) != 1 or users[0].op_type != "Transpose":
+            continue
+        node = users[0]
+        if node.output[0] in outputs:
+            continue
+        name, place = owner[initializer.name]
+        perm = [list(a.ints) for a in node.attribute if a.name == "perm"]
+        order = perm[0] if perm else list(reversed(range(len(place.axes))))
+        moved = Place(place.initializer, tuple(place.axes[i] for i in order))
+        places[name][places[name].index(place)] = moved
+        for user in uses.get(node.output[0], []):
+            for index, used in enumerate(user.input):
+                if used == node.output[0]:
+                    user.input[index] = initializer.name
+        array = numpy_helper.to_array(initializer).transpose(order)
+        initializer.CopyFrom(tensor(initializer.name, np.ascontiguousarray(array)))
+        graph.node.remove(node)
+    return {name: tuple(found) for name, found in places.items()}
+
+
+def _key(value: Array) -> bytes:
+    """A few numbers at fixed places say which array it is, without its copy in memory."""
+    flat = value.flat
+    step = max(1, value.size // 16)
+    some = b"".join(np.asarray(flat[i]).tobytes() for i in range(0, value.size, step))
+    return f"{value.dtype} {value.shape} ".encode() + some
+
+
+def _match_values(model: ModelProto, network: Network) -> dict[str, str]:
+    """Return, by node of the network, the name of the ONNX value that equals it.
+
+    Raises TraceError if the outputs of the two differ.
+    """
+    example = tuple(v.repeat(2, *[1] * (v.ndim - 1)) for v in network.example_inputs)
+    feeds = {
+        info.name: value.numpy() for info, value in zip(model.graph.input, example, strict=True)
+    }
+    ours: dict[str, Array] = {}
+
+    def observe(node: fx.Node, value: Any) -> None:
+        if isinstance(value, Tensor) and value.dtype == torch.float32:
+            ours[node.name] = value.numpy()
+
+    network.run(*example, observe=observe)
+    theirs = _all_values(model, feeds)
+    table = {
+        node.name: info.name
+        for node, info in zip(
+            (n for n in network.graph.nodes if n.op == "placeholder"),
+            model.graph.input,
+            strict=True,
+        )
+    }
+    order = {name: position for position, name in enumerate(theirs)}
+    by_shape: dict[tuple[int, ...], list[str]] = {}
+    for name, value in theirs.items():
+        by_shape.setdefault(value.shape, []).append(name)
+    last = -1
+    for name, value in ours.items():
+        if name in table:
+            continue
+        equal = [c for c in by_shape.get(value.shape, []) if _close(value, theirs[c])]
+        if equal:
+            later = [c for c in equal if order[c] > last]
+            table[name] = later[0] if later else equal[-1]
+            last = max(last, order[table[name]])
+    output = next(n for n in network.graph.nodes if n.op == "output")
+    for source, info in zip(output.args[0], model.graph.output, strict=True):
+        expected = ours.get(source.name)
+        if expected is not None:
+            if not _close(expected, theirs[info.name]):
+                raise TraceError("The exported graph must compute what the network computes.")
+            table[source.name] = info.name
+    return table
+
+
+def _close(a: Array, b: Array) -> bool:
+    scale = float(np.abs(a).max(initial=0.0)) + 1e-30
+    if a.size > 64 and abs(float(a.flat[a.size // 2]) - float(b.flat[a.size // 2])) > 1e-3 * scale:
+        return False
+    return bool(np.abs(a - b).max(initial=0.0) <= 1e-3 * scale)
+
+
+def _all_values(model: ModelProto, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Run a model with all of its float values as outputs, in order."""
+    probe = ModelProto()
+    probe.CopyFrom(model)
+    known = {info.name for info in probe.graph.output}
+    names = [name for node in probe.graph.node for name in node.output if name]
+    probe.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in known)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = onnxruntime.InferenceSession(
+            probe.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        results = session.run(names, dict(feeds))
+    except Exception as error:  # onnxruntime's exceptions have no common base
+        raise TraceError(f"onnxruntime must run the exported graph: {error}") from error
+    return {
+        name: value
+        for name, value in zip(names, results, strict=True)
+        if isinstance(value, np.ndarray) and value.dtype == np.float32
+    }
+
+
+def _inner(model: ModelProto, node: fx.Node, values: Mapping[str, str]) -> tuple[int, ...]:
+    """Return the ONNX nodes between a node's arguments and its value."""
+    makers = {name: i for i, n in enumerate(model.graph.node) for name in n.output}
+    stops = {values[source.name] for source in node.all_input_nodes if source.name in values}
+    found: set[int] = set()
+    queue = [values[node.name]]
+    while queue:
+        name = queue.pop()
+        index = makers.get(name)
+        if index is None or index in found or name in stops:
+            continue
+        found.add(index)
+        queue.extend(model.graph.node[index].input)
+    return tuple(sorted(found))

@@ -1,0 +1,284 @@
+"""From a template and a compressed network to the bytes of an ONNX file."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from onnx import FunctionProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto
+
+from autocompress.errors import ArtifactError
+from autocompress.targets.onnx_edits import NotPlain, apply_edits, check_shapes
+from autocompress.targets.onnx_packing import DOMAIN, Form, half, pack, place_values
+from autocompress.targets.onnx_qdq import PAIR, insert_pairs, pair_function
+from autocompress.targets.onnx_template import Place, Template, graph_args, tensor
+
+if TYPE_CHECKING:
+    from autocompress.transforms.compress import Compressed
+
+__all__ = ["write"]
+
+Array = np.ndarray[Any, Any]
+_INTEGER_KERNELS = frozenset({"Conv", "Gemm", "MatMul"})
+_DIGITS = "abcdefghijklmnopqrstuvwxyz0123456789"
+
+
+def write(template: Template, compressed: "Compressed", *, limit: int) -> bytes:
+    """Return the serialised model.
+
+    ``limit``: weights of a layer above which its codes are stored in a type of ONNX itself and
+    stay so at run time. Raises NotPlain when the template cannot be edited to the network.
+    """
+    model = ModelProto.FromString(template.model)
+    network = compressed.network
+    for name, value in template.baked.items():
+        if not np.array_equal(network.params[name].detach().numpy(), value):
+            raise NotPlain(name)
+    if apply_edits(model, template.inner, template.args, graph_args(network.graph)):
+        check_shapes(
+            model,
+            {
+                place.initializer: tuple(network.params[name].shape[a] for a in place.axes)
+                for name, places in template.places.items()
+                for place in places
+            },
+        )
+    missing = [name for name in compressed.activations if name not in template.values]
+    if missing:
+        raise ArtifactError(
+            "A quantized tensor must be a value of the exported graph: "
+            f"'{missing[0]}' is none; set a_bits 32 for the layers that read it."
+        )
+    ranges: dict[str, Any] = {}
+    for name, range_ in compressed.activations.items():
+        ranges.setdefault(template.values[name], range_)
+    constants, scales = insert_pairs(model, ranges) if ranges else ([], {})
+    writer = _Writer(model, template, compressed, scales, limit)
+    if ranges:
+        writer.functions[PAIR] = pair_function(writer.opset)
+    writer.parameters()
+    model.graph.initializer.extend(constants)
+    return writer.finish()
+
+
+@dataclass
+class _Writer:
+    model: ModelProto
+    template: Template
+    compressed: "Compressed"
+    scales: Mapping[str, str]
+    limit: int
+    functions: dict[str, FunctionProto] = field(default_factory=dict)
+    calls: list[NodeProto] = field(default_factory=list)
+    done: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.opset = next(o.version for o in self.model.opset_import if not o.domain)
+        self.users: dict[str, list[tuple[NodeProto, int]]] = {}
+        for node in self.model.graph.node:
+            for position, name in enumerate(node.input):
+                self.users.setdefault(name, []).append((node, position))
+        self.owner = {
+            place.initializer: (name, place)
+            for name, places in self.template.places.items()
+            for place in places
+        }
+        sources = {n.name: n.all_input_nodes[0].name for n in self._layer_nodes()}
+        self.inputs = {  # of each layer's weight: the scale of the layer's quantized input
+            layer.weight: self.scales.get(self.template.values.get(sources[layer.node], ""))
+            for layer in self.compressed.network.layers
+            if sources[layer.node] in self.compressed.activations
+        }
+
+    def _layer_nodes(self) -> Iterator[Any]:
+        wanted = {layer.node for layer in self.compressed.network.layers}
+        return (n for n in self.compressed.network.graph.nodes if n.name in wanted)
+
+    def value(self, name: str) -> Array:
+        """Return a parameter of the compressed network."""
+        result: Array = self.compressed.network.params[name].detach().numpy()
+        return result
+
+    def parameters(self) -> None:
+        """Write every parameter that the graph uses."""
+        shorter: set[str] = set()  # beside a compressed weight, a float16 bias is harmless
+        for layer in self.compressed.network.layers:
+            if layer.weight in self.compressed.weights:
+                shorter.add(layer.bias)
+        for name, weight in self.compressed.weights.items():
+            for place in self.template.places.get(name, ()):
+                if isinstance(weight, str):
+                    self.float16(place, place.arrange(self.value(name)))
+                else:
+                    self.codes(name, place, weight)
+        for name, places in self.template.places.items():
+            for place in places:
+                if place.initializer not in self.done:
+                    value = place.arrange(self.value(name))
+                    if name in shorter:
+                        self.float16(place, value)
+                    else:
+                        self.store(place.initializer, value)
+
+    def store(self, name: str, value: Array) -> str:
+        """Add an initializer; return its name."""
+        if name not in self.done:
+            self.model.graph.initializer.append(tensor(name, np.ascontiguousarray(value)))
+            self.done.add(name)
+        return name
+
+    def float16(self, place: Place, value: Array) -> None:
+        """Add an initializer in float16 and its Cast, where that is harmless and shorter."""
+        short = half(value)
+        if short.dtype != np.float16 or value.size < 24:
+            self.store(place.initializer, value)
+            return
+        source = self.store(f"{place.initializer}h", short)
+        cast = onnx.helper.make_node("Cast", [source], [place.initializer], to=TensorProto.FLOAT)
+        self.calls.append(cast)
+        self.done.add(place.initializer)
+
+    def codes(self, name: str, place: Place, weight: Any) -> None:
+        """Add a weight's codes and the call of the function that reads them."""
+        users = self.users.get(place.initializer, [])
+        codes = place.arrange(weight.codes)
+        axis = place.axes.index(0)
+        scale = np.where(weight.scale > 0, weight.scale, 1).astype(np.float32)
+        step = self.inputs.get(name)
+        integer = step is not None and all(
+            node.op_type in _INTEGER_KERNELS and at == 1 for node, at in users
+        )
+        bias = self._bias(users)
+        shift = self.value(bias[0]) if bias else None
+        if integer and shift is not None:
+            assert step is not None
+            codes, scale = self._fit(codes, axis, scale, shift, step)
+        native = codes.size > self.limit and not integer
+        four = native and weight.bits <= 4 and not weight.odd and self.opset >= 21
+        planes = weight.bits < 8 and not native
+        form = Form(
+            source="planes" if planes else "int4" if four else "int8",
+            integer=integer,
+            bias=bias is not None,
+            axis=axis,
+            odd=planes and weight.odd,
+            cut=planes and codes.size % 8 != 0,
+            native=native,
+        )
+        self.functions.setdefault(form.name, form.function(self.opset))
+        key = place.initializer
+        both = scale if shift is None else np.stack([scale, shift])
+        if not integer and not native:
+            shape = [1] * codes.ndim
+            shape[axis] = -1
+            both = both.reshape(*both.shape[:-1], *shape)
+        names = {"s": self.store(f"{key}s", half(both)), "x": step or ""}
+        if planes:
+            names["p"] = self.store(f"{key}p", pack(codes, weight.bits, form.odd))
+            places = place_values(weight.bits, form.odd)
+            names["h"] = self.store(f"_h{weight.bits}{form.odd:d}", places)
+        elif four:
+            names["p"] = self._store_int4(f"{key}p", codes)
+        else:
+            names["p"] = self.store(f"{key}p", codes)
+        call = NodeProto(op_type=form.name, domain=DOMAIN, input=[names[n] for n in form.inputs])
+        call.output.append(key)
+        if bias:
+            call.output.append(bias[1].initializer)
+            self.done.add(bias[1].initializer)
+        if planes:
+            call.attribute.append(onnx.helper.make_attribute("s", list(codes.shape)))
+        self.calls.append(call)
+        self.done.add(key)
+
+    def _store_int4(self, name: str, codes: Array) -> str:
+        flat = np.zeros(codes.size + codes.size % 2, dtype=np.uint8)
+        flat[: codes.size] = codes.reshape(-1).view(np.uint8) & 15
+        self.model.graph.initializer.append(
+            TensorProto(
+                name=name,
+                dims=codes.shape,
+                data_type=TensorProto.INT4,
+                raw_data=(flat[::2] | flat[1::2] << 4).tobytes(),
+            )
+        )
+        return name
+
+    def _bias(self, users: list[tuple[NodeProto, int]]) -> tuple[str, Place] | None:
+        """Return the bias that a weight's only consumer adds, if nothing else uses it."""
+        if len(users) != 1 or users[0][0].op_type not in ("Conv", "Gemm"):
+            return None
+        node, _ = users[0]
+        if len(node.input) < 3 or any(a.name == "beta" for a in node.attribute):
+            return None
+        name = node.input[2]
+        if name not in self.owner or len(self.users[name]) != 1 or name in self.done:
+            return None
+        owner, place = self.owner[name]
+        if len(place.axes) != 1 or owner in self.compressed.weights:
+            return None
+        return owner, place
+
+    def _fit(
+        self, codes: Array, axis: int, scale: Array, bias: Array, step: str
+    ) -> tuple[Array, Array]:
+        """Widen the scale of channels whose bias would not fit an int32 of it."""
+        activation = min(
+            float(range_.scale)
+            for name, range_ in self.compressed.activations.items()
+            if self.scales[self.template.values[name]] == step
+        )
+        least = np.abs(bias) / np.float32(activation * 2**30)
+        if not (scale < least).any():
+            return codes, scale
+        wide = np.maximum(scale, least).astype(np.float32)
+        shape = [1] * codes.ndim
+        shape[axis] = -1
+        return np.rint(codes * (scale / wide).reshape(shape)).astype(np.int8), wide
+
+    def finish(self) -> bytes:
+        """Put the parts together under short names."""
+        model = self.model
+        kept: list[Any] = list(model.graph.node)
+        nodes = [NodeProto.FromString(n.SerializeToString()) for n in kept]
+        del model.graph.node[:]
+        model.graph.node.extend([*self.calls, *nodes])
+        if self.functions:
+            model.opset_import.append(OperatorSetIdProto(domain=DOMAIN, version=1))
+            model.functions.extend(self.functions[name] for name in sorted(self.functions))
+        used = {name for node in model.graph.node for name in node.input}
+        used.update(info.name for info in model.graph.output)
+        initializers = [i for i in model.graph.initializer if i.name in used]
+        if len(initializers) < len(model.graph.initializer):
+            kept = [TensorProto.FromString(i.SerializeToString()) for i in initializers]
+            del model.graph.initializer[:]
+            model.graph.initializer.extend(kept)
+        _shorten(model)
+        return model.SerializeToString(deterministic=True)
+
+
+def _names() -> Iterator[str]:
+    for first in ("", *_DIGITS, *(a + b for a in _DIGITS for b in _DIGITS)):
+        for last in _DIGITS:
+            yield first + last
+
+
+def _shorten(model: ModelProto) -> None:
+    """Rename all values but inputs and outputs, the most used first."""
+    graph = model.graph
+    fixed = {info.name for info in (*graph.input, *graph.output)} | {""}
+    counts = Counter(name for node in graph.node for name in (*node.input, *node.output))
+    counts.update(initializer.name for initializer in graph.initializer)
+    short = (name for name in _names() if name not in fixed)
+    names = {name: name for name in fixed}
+    for name, _ in counts.most_common():  # of equal counts the first met comes first
+        if name not in names:
+            names[name] = next(short)
+    for node in graph.node:
+        for which in (node.input, node.output):
+            for index, name in enumerate(which):
+                which[index] = names[name]
+    for initializer in graph.initializer:
+        initializer.name = names[initializer.name]
