@@ -2,13 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from autocompress.errors import TaskError, TrialError
-from autocompress.search.evaluate import Evaluator
 from autocompress.search.study import Study
 from autocompress.spec.pareto import non_dominated
 from autocompress.spec.plan import Plan, Recipe
 from autocompress.spec.score import Score
+
+if TYPE_CHECKING:
+    from autocompress.search.evaluate import Evaluator
 
 __all__ = ["Progress", "ProgressCallback", "drive", "score_tests"]
 
@@ -34,7 +37,7 @@ class Progress:
 ProgressCallback = Callable[[Progress], None]
 
 
-def drive(study: Study, evaluator: Evaluator, trials: int, progress: ProgressCallback) -> str:
+def drive(study: Study, evaluator: "Evaluator", trials: int, progress: ProgressCallback) -> str:
     """Search until ``trials`` scores exist; return a note why it ended early, or "".
 
     Completed scores count, baselines among them; failures and repeated plans do not. Raises
@@ -94,7 +97,7 @@ def best_so_far(study: Study) -> str:
     return f"{reference.size_bytes / best.size_bytes:.1f}× smaller, {-lost:+.1f} points"
 
 
-def score_tests(study: Study, evaluator: Evaluator) -> None:
+def score_tests(study: Study, evaluator: "Evaluator") -> None:
     """Score the members of the front and the baselines once on the test split."""
     if evaluator.task.test is None:
         return

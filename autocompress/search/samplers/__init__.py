@@ -1,8 +1,10 @@
 """The samplers by name; each proposes parameters of the same Optuna study."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 
 from autocompress.errors import InputError, unknown
@@ -11,13 +13,7 @@ __all__ = ["SAMPLERS", "make_sampler"]
 
 
 def _tpe(seed: int) -> BaseSampler:
-    return TPESampler(
-        seed=seed,
-        multivariate=True,
-        group=True,
-        constant_liar=False,
-        warn_independent_sampling=False,
-    )
+    return TPESampler(seed=seed, multivariate=True, group=True)
 
 
 def _nsga2(seed: int) -> BaseSampler:
@@ -37,4 +33,6 @@ def make_sampler(name: str, seed: int) -> BaseSampler:
     """Return a sampler; raise InputError that names the nearest for an unknown name."""
     if name not in SAMPLERS:
         raise InputError(unknown("sampler", name, SAMPLERS))
-    return SAMPLERS[name](seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return SAMPLERS[name](seed)

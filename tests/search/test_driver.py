@@ -1,0 +1,79 @@
+import pytest
+
+from autocompress.errors import TaskError, TrialError
+from autocompress.search.driver import drive, score_tests
+from autocompress.search.study import read_scores
+from autocompress.spec.pareto import non_dominated
+from autocompress.spec.plan import Plan
+from autocompress.spec.space import SearchSpace
+from tests.search.fakes import SPACE, FakeEvaluator
+from tests.search.test_study import study_at
+
+
+def test_baselines_come_first(tmp_path):
+    evaluator = FakeEvaluator()
+    study = study_at(tmp_path / "study.log")
+    drive(study, evaluator, 3, lambda _: None)
+    assert evaluator.calls == [plan for _, plan in SPACE.baselines()[:3]]
+    assert [score.baseline for score in study.scores] == [n for n, _ in SPACE.baselines()[:3]]
+    assert evaluator.calls[0] == Plan()
+
+
+@pytest.mark.parametrize("stops", [[4], [0, 1, 2], [17, 18, 19], [5, 5, 11]])
+def test_interrupting_and_resuming_loses_and_repeats_nothing(tmp_path, stops):
+    path = tmp_path / "study.log"
+    seen: list[Plan] = []
+    for stop in stops:
+        left = max(stop - len(seen), 0)
+        evaluator = FakeEvaluator(stop=lambda call, left=left: call >= left)
+        with pytest.raises(KeyboardInterrupt):
+            drive(study_at(path, "tpe"), evaluator, 30, lambda _: None)
+        seen += evaluator.calls
+    evaluator = FakeEvaluator()
+    drive(study_at(path, "tpe"), evaluator, 30, lambda _: None)
+    seen += evaluator.calls
+    assert len(seen) == len(set(seen)) == 30
+    assert [score.plan for score in read_scores(path)] == seen
+
+
+def test_three_failures_at_the_start_stop_the_run(tmp_path):
+    evaluator = FakeEvaluator(fail=lambda _: True)
+    with pytest.raises(TaskError, match="it broke"):
+        drive(study_at(tmp_path / "study.log"), evaluator, 30, lambda _: None)
+    assert len(evaluator.calls) == 3
+
+
+def test_many_failures_later_stop_the_run(tmp_path):
+    evaluator = FakeEvaluator(fail=lambda call: call > 4)
+    with pytest.raises(TrialError, match="20 trials in a row"):
+        drive(study_at(tmp_path / "study.log"), evaluator, 60, lambda _: None)
+    assert len(evaluator.calls) == 25
+
+
+def test_an_exhausted_space_ends_the_search_with_a_note(tmp_path):
+    evaluator = FakeEvaluator()
+    space = SearchSpace({f"l{i}/w_bits": (2, 4, 8) for i in range(3)})
+    note = drive(study_at(tmp_path / "study.log", space=space), evaluator, 5000, lambda _: None)
+    assert "scored before" in note
+    assert len(set(evaluator.calls)) == len(evaluator.calls) > 0.9 * space.size
+
+
+def test_progress_tells_done_total_and_best(tmp_path):
+    told = []
+    drive(study_at(tmp_path / "study.log"), FakeEvaluator(), 12, told.append)
+    assert [p.done for p in told] == list(range(13))
+    assert all(p.total == 12 for p in told)
+    assert "× smaller" in told[-1].best
+
+
+def test_front_and_baselines_are_scored_on_the_test_split_once(tmp_path):
+    study = study_at(tmp_path / "study.log")
+    evaluator = FakeEvaluator()
+    drive(study, evaluator, 20, lambda _: None)
+    score_tests(study, evaluator)
+    front = {score.trial for score in non_dominated(study.scores, study.objectives)}
+    for score in study.scores:
+        measured = score.test_accuracy == score.test_accuracy
+        assert measured == (score.trial in front or bool(score.baseline))
+    evaluator.test = None  # calling it again would raise
+    score_tests(study, evaluator)
