@@ -1,0 +1,123 @@
+"""Weights on a grid: codes, scales, and the rounding of whole tensors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Array", "Codes", "Grid", "QuantizedWeight", "best_scale", "nearest"]
+
+Array = NDArray[np.floating[Any]]
+Codes = NDArray[np.int8]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The 2^bits values that one weight may take, in units of its row's scale.
+
+    ``values = low + step * u`` for u in 0 … 2^bits - 1: the two's complement integers, or, when
+    ``odd``, the odd integers, which lie symmetrically about zero and leave it out.
+    """
+
+    bits: int
+    odd: bool = False
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 8 or (self.odd and self.bits > 7):
+            raise ValueError(f"bits must be 2 to 8 (7 for odd codes), not {self.bits}.")
+
+    @property
+    def low(self) -> int:
+        """The least code."""
+        return 1 - 2**self.bits if self.odd else -(2 ** (self.bits - 1))
+
+    @property
+    def high(self) -> int:
+        """The greatest code."""
+        return 2**self.bits - 1 if self.odd else 2 ** (self.bits - 1) - 1
+
+    @property
+    def step(self) -> int:
+        """The distance of two codes."""
+        return 2 if self.odd else 1
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedWeight:
+    """A weight as integers: ``value = codes * scale``, with one scale per output channel.
+
+    ``codes``: int8, the weight's shape. ``scale``: float32, [out]. With ``odd`` every code is odd
+    and ``(codes + 2**bits - 1) // 2`` counts from 0; otherwise codes are ``bits``-bit two's
+    complement. Either way there are 2^bits codes. Raises ValueError if a code is off the grid.
+    """
+
+    codes: Codes
+    scale: NDArray[np.float32]
+    bits: int
+    odd: bool = False
+
+    def __post_init__(self) -> None:
+        grid = Grid(self.bits, self.odd)
+        inside = self.codes.min(initial=0) >= grid.low and self.codes.max(initial=0) <= grid.high
+        if not inside or (self.odd and not np.all(self.codes & 1)):
+            raise ValueError(f"Codes must lie on the {self.bits}-bit grid.")
+
+    @property
+    def unsigned(self) -> NDArray[np.uint8]:
+        """The codes counted from 0, as they are packed."""
+        grid = Grid(self.bits, self.odd)
+        return ((self.codes.astype(np.int16) - grid.low) // grid.step).astype(np.uint8)
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """The weight in float32."""
+        shape = (-1, *[1] * (self.codes.ndim - 1))
+        return self.codes.astype(np.float32) * self.scale.reshape(shape)
+
+
+def nearest(weights: Array, scale: Array, grid: Grid) -> Array:
+    """Return the nearest codes, as floats; ``scale`` broadcasts against ``weights``."""
+    codes = weights / scale
+    if grid.odd:
+        codes = 2 * np.floor(codes / 2) + 1
+    else:
+        np.rint(codes, out=codes)
+    return np.clip(codes, grid.low, grid.high, out=codes)
+
+
+def best_scale(
+    weights: Array, grid: Grid, importance: Array | None = None, ratios: Sequence[float] = ()
+) -> Array:
+    """Return the scale of each row with the least squared rounding error.
+
+    ``weights``: [rows, K]; ``importance``: [rows or 1, K], the weight of each squared error (the
+    diagonal of the Gram matrix). ``ratios``: fractions of the scale at which nothing is clipped
+    that are tried; the best is refined by the closed form for its codes. Result: [rows].
+    """
+    weights = np.asarray(weights, dtype=np.float32)
+    weigh = np.float32(1) if importance is None else importance.astype(np.float32)
+    full = full_scale(weights, grid)
+    if not len(ratios):
+        ratios = np.linspace(0.35 if grid.bits < 5 else 0.7, 1.0, 24 if grid.bits < 5 else 10)
+    least = np.full(len(weights), np.inf, dtype=np.float32)
+    best = full
+    for ratio in ratios:
+        scale = full * np.float32(ratio)
+        codes = nearest(weights, scale[:, None], grid)
+        cross = np.sum(weights * codes * weigh, axis=1)
+        power = np.sum(codes * codes * weigh, axis=1)
+        # |w - s q|² at the s that suits these codes best: |w|² - (w·q)²/|q|²
+        power[power == 0] = 1
+        error = -np.square(cross) / power
+        better = (error < least) & (cross > 0)
+        least = np.where(better, error, least)
+        best = np.where(better, cross / power, best)
+    return np.asarray(best)
+
+
+def full_scale(weights: Array, grid: Grid) -> Array:
+    """Return the scale of each row [rows] at which no weight of [rows, K] is clipped by much."""
+    peak = np.abs(weights).max(axis=1, initial=0) / np.float32(max(grid.high, 1))
+    return np.where(peak > 0, peak, np.float32(1)).astype(np.float32)
