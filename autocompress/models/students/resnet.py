@@ -29,22 +29,22 @@ class ResNet(nn.Module):
             raise ValueError(f"shortcut must be 'projection' or 'pad', not {shortcut!r}.")
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
-        stages: list[nn.Module] = []
+        self.stages = [f"layer{number}" for number in range(1, len(widths) + 1)]
         channels = widths[0]
-        for number, width in enumerate(widths):
+        for number, width in enumerate(widths, 1):
             blocks: list[nn.Module] = []
             for index in range(depth):
-                stride = 2 if number > 0 and index == 0 else 1
+                stride = 2 if number > 1 and index == 0 else 1
                 blocks.append(_Block(channels, width, stride, shortcut))
                 channels = width
-            stages.append(nn.Sequential(*blocks))
-        self.layers = nn.Sequential(*stages)
+            self.add_module(f"layer{number}", nn.Sequential(*blocks))
         self.fc = nn.Linear(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits."""
         x = torch.relu(self.bn1(self.conv1(x)))
-        x = self.layers(x)
+        for stage in self.stages:
+            x = self.get_submodule(stage)(x)
         logits: Tensor = self.fc(x.mean((2, 3)))
         return logits
 
