@@ -14,7 +14,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from autocompress.models.channel_ids import Book, Ids
+from autocompress.models.channel_ids import Book, Constant, Ids
 from autocompress.models.channel_rules import Walk
 
 if TYPE_CHECKING:
@@ -120,8 +120,8 @@ def solve(walk: Walk, layers: Sequence[Layer]) -> Solution:
     def spread(ids: Ids) -> dict[int, Labels]:
         """Return the labels of a loose tensor along the dimension they vary along."""
         full = of(ids.ids)
-        held = np.array([reason is not None for reason in reasons])
-        full = np.where(held[full], -1, full)
+        fast = np.array([reason is not None for reason in reasons])
+        full = np.where(fast[full], -1, full)
         varying = [
             dim
             for dim, size in enumerate(full.shape)
@@ -134,8 +134,12 @@ def solve(walk: Walk, layers: Sequence[Layer]) -> Solution:
         lines = np.moveaxis(of(ids.ids), varying[0], -1)
         return {varying[0]: lines.reshape(-1, lines.shape[-1])[0]}
 
-    for ids, reason in book.frozen:
-        freeze(of(ids), reason)
+    def along(constant: Constant) -> dict[int, Labels]:
+        ids = constant.ids
+        return spread(ids) if ids.loose else {constant.dim: of(ids.ids)}
+
+    for held, reason in book.frozen:
+        freeze(of(held), reason)
     for name, ids in book.loose.items():
         axes = [axis for axis in book.axes if axis[0] == name]
         if axes and len(ids.shape) > 1:
@@ -143,17 +147,12 @@ def solve(walk: Walk, layers: Sequence[Layer]) -> Solution:
                 freeze(of(used), "its weight is also used in another way")
     flat = [*book.loose.values(), *book.made]
     flat += [constant.ids for constant in book.constants if constant.ids.loose]
-    for ids in flat:
-        spread(ids)
+    for loose in flat:
+        spread(loose)
     for constant in book.constants:  # sizes that cannot be edited
-        if constant.path is None:
-            for dim, labels in (
-                {constant.dim: of(constant.ids.ids)}
-                if not constant.ids.loose
-                else spread(constant.ids)
-            ).items():
-                if dim == constant.dim:
-                    freeze(labels, "its channels are counted by a computed size")
+        labels = along(constant).get(constant.dim)
+        if constant.path is None and labels is not None:
+            freeze(labels, "its channels are counted by a computed size")
 
     slots = {axis: of(ids) for axis, ids in book.axes.items()}
     for name, ids in book.loose.items():
@@ -161,20 +160,19 @@ def solve(walk: Walk, layers: Sequence[Layer]) -> Solution:
             slots.setdefault((name, dim), labels)
     constants = []
     for constant in book.constants:
-        along = spread(constant.ids) if constant.ids.loose else {constant.dim: of(constant.ids.ids)}
-        if constant.path is not None and constant.dim in along:
-            whole = along[constant.dim]
+        whole = along(constant).get(constant.dim)
+        if constant.path is not None and whole is not None:
             part = whole[constant.start : constant.stop]
             constants.append((constant.node, constant.path, part, whole, constant.sign))
     seen: dict[int, Tensor] = {}
     for outcome in walk.ids.values():
-        for part in outcome if isinstance(outcome, tuple) else (outcome,):
-            if not part.loose:
-                seen[id(part.ids)] = part.ids
+        for output in outcome if isinstance(outcome, tuple) else (outcome,):
+            if not output.loose:
+                seen[id(output.ids)] = output.ids
     return Solution(
         slots=slots,
         activations=[of(vector.reshape(-1)) for vector in seen.values()],
-        inputs={node: of(ids) for node, ids in walk.inputs.items()},
+        inputs={node: of(vector) for node, vector in walk.inputs.items()},
         constants=constants,
         reasons=reasons,
     )

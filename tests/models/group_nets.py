@@ -1,8 +1,15 @@
-"""Small networks, one for each way in which channels can be coupled."""
+"""Small networks, one for each way in which channels can be coupled, and how to prune them."""
+
+import random
+from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from autocompress.models.channel_walk import canonical
+from autocompress.models.network import Network
+from autocompress.models.trace import trace
 
 
 def conv(i: int, o: int, k: int = 3, s: int = 1, g: int = 1, bias: bool = False) -> nn.Sequential:
@@ -314,3 +321,49 @@ NETS = {
 }
 #: Norms over all channels see whether a channel is zero or gone.
 NORMS_OVER_CHANNELS = {"mlp", "transformer", "convnext", "group_norm"}
+
+Kept = Mapping[str, Sequence[int]]
+
+
+def traced(model: nn.Module, *shape: int) -> Network:
+    torch.manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+    network = trace(model.eval(), (torch.randn(1, *(shape or (3, 8, 8))),))
+    canonical(network.graph)
+    return network
+
+
+def prune(network: Network, kept: Kept) -> Network:
+    params = {}
+    for name, dims in network.groups.slices(kept).items():
+        value = network.params[name]
+        for dim, index in dims.items():
+            value = value.index_select(dim, index)
+        params[name] = value
+    return network.replace(params=params, edits=network.groups.edits(kept))
+
+
+def masked(network: Network, kept: Kept) -> Network:
+    """The slow obvious version: zero everywhere what is removed, keep all shapes."""
+    params: dict[str, Tensor] = {}
+    for unit in network.units:
+        gone = set(range(unit.channels)) - set(kept.get(unit.name, range(unit.channels)))
+        for slot in unit.slots:
+            value = params.setdefault(slot.param, network.params[slot.param].clone())
+            for channel in gone:
+                value.index_fill_(slot.dim, torch.tensor(slot.index[channel]), 0)
+    return network.replace(params=params)
+
+
+def choose(network: Network, seed: int) -> dict[str, list[int]]:
+    rng = random.Random(seed)
+    kept = {}
+    for unit in network.units:
+        count = rng.randint(1, unit.channels)
+        kept[unit.name] = sorted(rng.sample(range(unit.channels), count))
+    return kept

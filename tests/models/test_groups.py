@@ -1,71 +1,27 @@
 import functools
-import random
-from collections.abc import Mapping, Sequence
+from functools import partial
 
 import pytest
 import torch
-from group_nets import NETS, NORMS_OVER_CHANNELS, Mlp, Shuffle, resnet
+from group_nets import NETS, NORMS_OVER_CHANNELS, Shuffle, choose, masked, prune, resnet, traced
 from torch import Tensor, nn
 
 from autocompress.errors import PlanError
-from autocompress.models.channel_walk import canonical
 from autocompress.models.network import Network
+from autocompress.models.students import STUDENTS
 from autocompress.models.trace import trace
 
-Kept = Mapping[str, Sequence[int]]
-
-
-def traced(model: nn.Module, *shape: int) -> Network:
-    torch.manual_seed(1)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean)
-            nn.init.uniform_(module.running_var, 0.5, 2.0)
-            nn.init.normal_(module.weight)
-            nn.init.normal_(module.bias)
-    network = trace(model.eval(), (torch.randn(1, *(shape or (3, 8, 8))),))
-    canonical(network.graph)
-    return network
+ALL = {**NETS, **{f"student {name}": partial(make, in_channels=3, num_classes=5)
+                  for name, make in STUDENTS.items()}}  # fmt: skip
 
 
 @functools.cache  # networks are never changed in place
 def network_of(name: str) -> Network:
     torch.manual_seed(0)
-    return traced(NETS[name]())
+    return traced(ALL[name]())
 
 
-def prune(network: Network, kept: Kept) -> Network:
-    params = {}
-    for name, dims in network.groups.slices(kept).items():
-        value = network.params[name]
-        for dim, index in dims.items():
-            value = value.index_select(dim, index)
-        params[name] = value
-    return network.replace(params=params, edits=network.groups.edits(kept))
-
-
-def masked(network: Network, kept: Kept) -> Network:
-    """The slow obvious version: zero everywhere what is removed, keep all shapes."""
-    params: dict[str, Tensor] = {}
-    for unit in network.units:
-        gone = set(range(unit.channels)) - set(kept.get(unit.name, range(unit.channels)))
-        for slot in unit.slots:
-            value = params.setdefault(slot.param, network.params[slot.param].clone())
-            for channel in gone:
-                value.index_fill_(slot.dim, torch.tensor(slot.index[channel]), 0)
-    return network.replace(params=params)
-
-
-def choose(network: Network, seed: int) -> dict[str, list[int]]:
-    rng = random.Random(seed)
-    kept = {}
-    for unit in network.units:
-        count = rng.randint(1, unit.channels)
-        kept[unit.name] = sorted(rng.sample(range(unit.channels), count))
-    return kept
-
-
-@pytest.mark.parametrize("name", sorted(NETS))
+@pytest.mark.parametrize("name", sorted(ALL))
 def test_pruned_network_equals_the_masked_one(name: str) -> None:
     network = network_of(name)
     x = torch.randn(3, 3, 8, 8)
@@ -84,7 +40,7 @@ def test_pruned_network_equals_the_masked_one(name: str) -> None:
             torch.testing.assert_close(out, masked(network, kept)(x), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", sorted(NETS))
+@pytest.mark.parametrize("name", sorted(ALL))
 def test_each_unit_can_be_reduced_to_any_single_class(name: str) -> None:
     network = network_of(name)
     x = torch.randn(2, 3, 8, 8)
@@ -96,7 +52,7 @@ def test_each_unit_can_be_reduced_to_any_single_class(name: str) -> None:
     assert all(0 not in value.shape for value in smallest.params.values())
 
 
-@pytest.mark.parametrize("name", sorted(NETS))
+@pytest.mark.parametrize("name", sorted(ALL))
 def test_every_layer_is_produced_by_a_unit_or_fixed_with_a_reason(name: str) -> None:
     network = network_of(name)
     producers = {layer for unit in network.units for layer in unit.producers}
@@ -114,7 +70,7 @@ def test_every_layer_is_produced_by_a_unit_or_fixed_with_a_reason(name: str) -> 
             assert all(list(index) == sorted(set(index)) for index in slot.index)
 
 
-@pytest.mark.parametrize("name", sorted(NETS))
+@pytest.mark.parametrize("name", sorted(ALL))
 def test_slots_of_different_units_never_overlap(name: str) -> None:
     seen: set[tuple[str, int, int]] = set()
     for unit in network_of(name).units:
