@@ -3,9 +3,10 @@
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+from autocompress.errors import ConfigError, unknown
 from autocompress.targets.base import Builder, Session, Target
 
-__all__ = ["TARGETS", "Builder", "Session", "Target"]
+__all__ = ["TARGETS", "Builder", "Session", "Target", "make_target"]
 
 
 def _onnxruntime(threads: int = 1, batch_size: int = 1) -> Target:
@@ -24,3 +25,13 @@ def _null(threads: int = 1, batch_size: int = 1) -> Target:
 TARGETS: Mapping[str, Callable[..., Target]] = MappingProxyType(
     {"null": _null, "onnxruntime": _onnxruntime}
 )
+
+
+def make_target(name: str, *, threads: int = 1, batch_size: int = 1) -> Target:
+    """Return a target by its name; raise ConfigError that names the nearest if there is none."""
+    if name not in TARGETS:
+        raise ConfigError(unknown("target", name, TARGETS))
+    for what, value in (("threads", threads), ("batch_size", batch_size)):
+        if value < 1:
+            raise ConfigError(f"{what} must be at least 1, not {value}.")
+    return TARGETS[name](threads, batch_size)

@@ -30,6 +30,9 @@ class Session(Protocol):
     def __call__(self, *arrays: Array) -> Any:
         """Run the file; return an array, or a tuple where there are several outputs."""
 
+    def example_inputs(self, batch_size: int = 1) -> tuple[Array, ...]:
+        """Return arrays that the file takes, the same at every call."""
+
 
 class Builder(Protocol):
     """Writes compressed copies of one network; picklable, so that workers can have it."""
@@ -41,11 +44,25 @@ class Builder(Protocol):
 class Target(Protocol):
     """A runtime and its file format."""
 
-    name: str
-    suffix: str
-    abilities: Abilities
-    threads: int
-    batch_size: int
+    @property
+    def name(self) -> str:
+        """The name by which users choose it."""
+
+    @property
+    def suffix(self) -> str:
+        """How its files' names end."""
+
+    @property
+    def abilities(self) -> Abilities:
+        """What it can do."""
+
+    @property
+    def threads(self) -> int:
+        """Threads that a session runs on."""
+
+    @property
+    def batch_size(self) -> int:
+        """The batch size of latency measurements."""
 
     def prepare(self, network: "Network") -> Builder:
         """Do once what is slow; raise TraceError if the format cannot hold the network."""

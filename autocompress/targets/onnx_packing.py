@@ -76,11 +76,12 @@ def half(values: Array, tolerance: float = 2.0**-10) -> Array:
 class Form:
     """One way in which a layer's weight is written, and the function that reads it.
 
-    ``source``: "planes", "int8" or "int4" (plain codes). ``odd``: digits of the planes are worth
-    ±2^bit instead of two's complement. ``cut``: the planes end in padding. ``integer``: for a kernel of 8-bit activations (DequantizeLinear stays, to be fused) or for
-    float32 ones (folds into a float32 constant). ``bias``: the function also gives the bias.
-    ``native``: the weight stays as it is stored until it is used, to bound memory (large layers).
-    ``axis``: where the output channels are in the weight as the node wants it.
+    ``source``: "planes", "int8" or "int4" (plain codes). ``integer``: for a kernel of 8-bit
+    activations (DequantizeLinear stays, to be fused) or for float32 ones (folds into a float32
+    constant). ``bias``: the function also gives the bias. ``axis``: where the output channels
+    are in the weight as the node wants it. ``odd``: the planes' digits are worth ±2^bit instead
+    of two's complement. ``cut``: the planes end in padding. ``native``: the weight stays as it is
+    stored until it is used, to bound memory (large layers).
     """
 
     source: str
@@ -119,7 +120,10 @@ class Form:
         else:
             scale = body.add("Cast", "s", to=TensorProto.FLOAT)
             bias = ""
-        if self.integer or self.native:
+        if self.integer:  # with zero points, all 0: onnxruntime's Gemm is not fused without
+            zero = body.add("Cast", body.add("Sub", scale, scale), to=TensorProto.INT8)
+            body.add("DequantizeLinear", codes, scale, zero, out="w", axis=self.axis)
+        elif self.native:
             body.add("DequantizeLinear", codes, scale, out="w", axis=self.axis)
         else:
             body.add("Mul", body.add("Cast", codes, to=TensorProto.FLOAT), scale, out="w")

@@ -249,7 +249,7 @@ def _drop_defaults(node: NodeProto) -> None:
                 continue
         elif attribute.name in _DEFAULTS and all(v == _DEFAULTS[attribute.name] for v in value):
             continue
-        elif attribute.name == "kernel_shape" and node.op_type == "Conv":
+        if attribute.name == "kernel_shape" and node.op_type == "Conv":
             continue
         attribute.ClearField("doc_string")
         kept.append(attribute)

@@ -256,7 +256,8 @@ class _Writer:
             del model.graph.initializer[:]
             model.graph.initializer.extend(kept)
         _shorten(model)
-        return model.SerializeToString(deterministic=True)
+        content: bytes = model.SerializeToString(deterministic=True)
+        return content
 
 
 def _names() -> Iterator[str]:

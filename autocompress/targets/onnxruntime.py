@@ -35,6 +35,14 @@ _ABILITIES = Abilities(
     keep=True,
 )
 
+_TYPES: dict[str, np.dtype[Any]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(double)": np.dtype(np.float64),
+    "tensor(int64)": np.dtype(np.int64),
+    "tensor(int32)": np.dtype(np.int32),
+    "tensor(bool)": np.dtype(np.bool_),
+}
+
 
 @dataclass(frozen=True)
 class OnnxRuntime:
@@ -126,3 +134,14 @@ class OnnxRuntimeSession:
         feeds = dict(zip(self._inputs, map(np.ascontiguousarray, arrays), strict=True))
         results = self._session.run(self._outputs, feeds)
         return results[0] if len(results) == 1 else tuple(results)
+
+    def example_inputs(self, batch_size: int = 1) -> tuple[Array, ...]:
+        """Return normal random numbers (zeros for integers) of the inputs' shapes."""
+        generator = np.random.default_rng(0)
+        arrays: list[Array] = []
+        for info in self._session.get_inputs():
+            sizes = [size if isinstance(size, int) else 1 for size in info.shape[1:]]
+            values = generator.standard_normal((batch_size, *sizes))
+            kind = _TYPES.get(info.type, _TYPES["tensor(float)"])
+            arrays.append(values.astype(kind) if kind.kind == "f" else np.zeros_like(values, kind))
+        return tuple(arrays)

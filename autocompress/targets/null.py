@@ -1,0 +1,213 @@
+"""A target without a runtime: deterministic, quick, for trying a search out and for tests.
+
+A file is safetensors with one metadata entry: the network's graph as plain JSON, which a session
+runs with torch operator by operator. Weights are packed to their bits, so sizes are honest; the
+latency is a made-up function of the file's size, the same on every machine.
+"""
+
+import hashlib
+import json
+import operator
+import struct
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors import numpy as safetensors
+from torch import fx
+
+from autocompress.errors import ArtifactError
+from autocompress.models.network import Network
+from autocompress.spec.abilities import Abilities
+from autocompress.spec.artifact import Artifact
+from autocompress.targets.base import Array, Builder, write_atomically
+
+if TYPE_CHECKING:
+    from autocompress.transforms.compress import Compressed
+
+__all__ = ["Null", "NullBuilder", "NullSession"]
+
+
+@dataclass(frozen=True)
+class Null:
+    """A fake target; any plan that onnxruntime takes, it takes too."""
+
+    threads: int = 1
+    batch_size: int = 1
+
+    name = "null"
+    suffix = ".null"
+    abilities = Abilities(
+        w_bits=(2, 3, 4, 5, 6, 7, 8, 16, 32),
+        a_bits=(8, 32),
+        fused_activations=frozenset({"aten.relu.default"}),
+    )
+
+    def prepare(self, network: Network) -> Builder:
+        """Return the builder; nothing is slow here."""
+        return NullBuilder()
+
+    def open(self, path: Path) -> "NullSession":
+        """Load a file; raise ArtifactError if it is not whole."""
+        return NullSession(path)
+
+
+@dataclass(frozen=True)
+class NullBuilder:
+    """Writes a compressed network's graph and weights."""
+
+    def build(self, compressed: "Compressed", path: Path) -> Artifact:
+        """Write the file and describe it."""
+        network = compressed.network
+        tensors: dict[str, Array] = {}
+        packed: dict[str, Any] = {}
+        for name, value in network.params.items():
+            weight = compressed.weights.get(name)
+            array = value.detach().numpy()
+            if weight is None:
+                tensors[name] = np.ascontiguousarray(array)
+            elif isinstance(weight, str):
+                tensors[name] = array.astype(np.float16)
+            else:
+                low = int(weight.codes.min(initial=0))
+                digits = (weight.codes.astype(np.int16) - low).astype(np.uint8).reshape(-1, 1)
+                step = 2 if weight.odd else 1
+                bits = np.unpackbits(digits // step, axis=1, bitorder="little")[:, : weight.bits]
+                tensors[name] = np.packbits(bits)
+                tensors[f"{name}/scale"] = weight.scale.astype(np.float32)
+                packed[name] = [list(weight.codes.shape), weight.bits, low, step]
+        document = {
+            "graph": [_plain(node) for node in network.graph.nodes],
+            "packed": packed,
+            "activations": {
+                name: [range_.scale, range_.zero_point]
+                for name, range_ in compressed.activations.items()
+            },
+            "inputs": [list(value.shape[1:]) for value in network.example_inputs],
+        }
+        text = json.dumps(document, sort_keys=True, separators=(",", ":"))
+        content = safetensors.save(tensors, metadata={"network": text})
+        write_atomically(path, content)
+        return Artifact(path, hashlib.sha256(content).hexdigest(), len(content), Null.name)
+
+
+class NullSession:
+    """A file of the null target, run with torch. ``fixed_ms`` is its made-up latency."""
+
+    load_ms: float
+    peak_memory_bytes: int | None = None
+
+    def __init__(self, path: Path) -> None:
+        start = time.perf_counter()
+        try:
+            content = path.read_bytes()
+            tensors = safetensors.load(content)
+            size = struct.unpack("<Q", content[:8])[0]
+            document = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["network"])
+        except (OSError, SafetensorError, ValueError, KeyError, struct.error) as error:
+            raise ArtifactError(
+                f"A model file must be whole: {path} is not ({error}). "
+                "Delete it and score its plan again."
+            ) from error
+        self._graph = document["graph"]
+        self._ranges = document["activations"]
+        self._inputs = document["inputs"]
+        self._params = {
+            name: torch.from_numpy(_unpack(name, tensors, document["packed"]))
+            for name in tensors
+            if not name.endswith("/scale")
+        }
+        self.fixed_ms = 0.01 + len(content) * 1e-6
+        self.load_ms = (time.perf_counter() - start) * 1e3
+
+    @torch.no_grad()
+    def __call__(self, *arrays: Array) -> Any:
+        """Run the file; return an array, or a tuple where there are several outputs."""
+        if len(arrays) != len(self._inputs):
+            raise ValueError(f"The file takes {len(self._inputs)} inputs, not {len(arrays)}.")
+        values: dict[str, Any] = {}
+        feed = iter(arrays)
+        for name, op, target, args, kwargs in self._graph:
+            if op == "placeholder":
+                value: Any = torch.from_numpy(np.ascontiguousarray(next(feed)))
+            elif op == "get_attr":
+                value = self._params[target]
+            elif op == "output":
+                outputs = [v.numpy() for v in _whole(args, values)[0]]
+                return outputs[0] if len(outputs) == 1 else tuple(outputs)
+            else:
+                value = _function(target)(*_whole(args, values), **_whole(kwargs, values))
+            if name in self._ranges:
+                scale, zero = self._ranges[name]
+                codes = torch.clamp(torch.round(value / scale) + zero, 0, 255)
+                value = (codes - zero) * scale
+            values[name] = value
+        raise AssertionError("a graph ends with its output")
+
+    def example_inputs(self, batch_size: int = 1) -> tuple[Array, ...]:
+        """Return normal random numbers of the inputs' shapes."""
+        generator = np.random.default_rng(0)
+        return tuple(
+            generator.standard_normal((batch_size, *shape)).astype(np.float32)
+            for shape in self._inputs
+        )
+
+
+def _plain(node: fx.Node) -> list[Any]:
+    def plain(value: Any) -> Any:
+        if isinstance(value, fx.Node):
+            return {"node": value.name}
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        if isinstance(value, dict):
+            return {"dict": {key: plain(item) for key, item in value.items()}}
+        if isinstance(value, (torch.dtype, torch.device, torch.layout, torch.memory_format)):
+            return {"torch": str(value)}
+        return value
+
+    function = node.op == "call_function"
+    module = getattr(node.target, "__module__", "") if function else ""
+    target = f"{module}.{node.target.__name__}" if module == "_operator" else str(node.target)  # type: ignore[union-attr]
+    return [node.name, node.op, target, plain(node.args), plain(dict(node.kwargs))]
+
+
+def _whole(value: Any, values: Mapping[str, Any]) -> Any:
+    """Undo ``_plain``."""
+    if isinstance(value, list):
+        return [_whole(item, values) for item in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, held),) = value.items()
+    if kind == "node":
+        return values[held]
+    if kind == "torch":
+        return torch.device(held) if held.startswith("cpu") else getattr(torch, held[6:])
+    return {key: _whole(item, values) for key, item in held.items()}
+
+
+def _function(target: str) -> Any:
+    """Return an operator by its name: ATen's, or Python's arithmetic."""
+    space, name, *overload = target.split(".")
+    if space == "aten":
+        return getattr(getattr(torch.ops.aten, name), overload[0])
+    if space == "_operator":
+        return getattr(operator, name)
+    raise ArtifactError(f"A file of the null target holds ATen operators alone, not '{target}'.")
+
+
+def _unpack(name: str, tensors: Mapping[str, Array], packed: Mapping[str, Any]) -> Array:
+    if name not in packed:
+        value = tensors[name]
+        return value.astype(np.float32) if value.dtype == np.float16 else value
+    shape, bits, low, step = packed[name]
+    count = int(np.prod(shape))
+    digits = np.unpackbits(tensors[name], count=count * bits).reshape(count, bits)
+    codes = np.packbits(digits, axis=1, bitorder="little")[:, 0].astype(np.int16) * step + low
+    scale = tensors[f"{name}/scale"].reshape(-1, *[1] * (len(shape) - 1))
+    result: Array = codes.reshape(shape).astype(np.float32) * scale
+    return result
