@@ -5,7 +5,7 @@ ONNX nodes that stand for a node show plainly which constant is meant, it is rep
 is checked by shape inference. Whatever is not plain is refused, and the caller exports afresh.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from autocompress.targets.onnx_template import tensor
 __all__ = ["NotPlain", "apply_edits", "check_shapes"]
 
 Change = tuple[tuple[int, ...], Any, Any]  # path in the arguments, old value, new value
+Size = tuple[str, int, int]  # a value must have, in this dimension, this size
 
 
 class NotPlain(Exception):  # noqa: N818 - not an error: the caller exports afresh
@@ -28,15 +29,15 @@ def apply_edits(
     inner: Mapping[str, tuple[int, ...]],
     old: Mapping[str, Any],
     new: Mapping[str, Any],
-) -> bool:
-    """Edit the constants of ``model`` in place; return whether any changed.
+) -> list[Size] | None:
+    """Edit the constants of ``model`` in place; return the sizes to check, None if none changed.
 
     ``inner``: by node, the ONNX nodes that compute it; ``old``, ``new``: by node, its arguments.
     Raises NotPlain.
     """
     changed = [name for name in new if new[name] != old.get(name)]
     if not changed:
-        return False
+        return None
     constants = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
     editor = _Editor(model, constants)
     for name in changed:
@@ -45,7 +46,7 @@ def apply_edits(
         changes = list(_differences(old[name], new[name], ()))
         editor.edit([model.graph.node[i] for i in inner[name]], old[name][0], changes)
     editor.finish()
-    return True
+    return editor.sizes
 
 
 def _differences(old: Any, new: Any, path: tuple[int, ...]) -> list[Change]:
@@ -67,19 +68,24 @@ class _Editor:
         self.constants = constants
         self.makers = {name: n for n in model.graph.node for name in n.output}
         self.added: list[TensorProto] = []
+        self.shared: dict[str, str] = {}
+        self.sizes: list[Size] = []
 
     def edit(self, nodes: list[NodeProto], args: Any, changes: list[Change]) -> None:
         """Make the changes of one node's arguments in its ONNX nodes."""
-        kinds = [n for n in nodes if n.op_type in _RULES]
-        if len(kinds) == 1 and _RULES[kinds[0].op_type](self, kinds[0], args, changes):
+        last = nodes[-1] if nodes else None
+        rule = _RULES.get(last.op_type) if last is not None else None
+        if last is not None and rule is not None and rule(self, last, args, changes):
             return
         self._by_value(nodes, changes)
 
     def replace(self, node: NodeProto, position: int, value: np.ndarray[Any, Any]) -> None:
         """Give a node another constant as one of its inputs."""
-        name = f"_e{len(self.added)}"
-        self.added.append(tensor(name, value))
-        node.input[position] = name
+        key = f"{value.dtype} {value.tolist()}"
+        if key not in self.shared:
+            self.shared[key] = f"_e{len(self.added)}"
+            self.added.append(tensor(self.shared[key], value))
+        node.input[position] = self.shared[key]
 
     def vector(self, node: NodeProto, position: int, at: int, old: int, new: int) -> bool:
         """Set element ``at`` of a vector input that is a constant or a Concat of pieces."""
@@ -141,18 +147,19 @@ class _Editor:
 
 def _shape(editor: _Editor, node: NodeProto, args: Any, changes: list[Change]) -> bool:
     """Reshape and Expand: args = (x, shape)."""
-    return all(
+    return len(node.input) > 1 and all(
         len(path) == 3 and path[:2] == (0, 1) and editor.vector(node, 1, path[2], old, new)
         for path, old, new in changes
     )
 
 
 def _split(editor: _Editor, node: NodeProto, args: Any, changes: list[Change]) -> bool:
-    """Split: args = (x, sizes, dim)."""
-    return all(
-        len(path) == 3 and path[:2] == (0, 1) and editor.vector(node, 1, path[2], old, new)
-        for path, old, new in changes
-    )
+    """Split: args = (x, sizes, dim), or (x, size, dim), which is then into equal parts."""
+    if len(node.input) < 2 and len(changes) == 1 and changes[0][0] == (0, 1):
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+        editor.sizes.append((node.output[0], axis, changes[0][2]))
+        return True
+    return _shape(editor, node, args, changes)
 
 
 def _slice(editor: _Editor, node: NodeProto, args: Any, changes: list[Change]) -> bool:
@@ -209,8 +216,10 @@ _RULES = {
 }
 
 
-def check_shapes(model: ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Infer all shapes; raise NotPlain if they do not fit.
+def check_shapes(
+    model: ModelProto, shapes: Mapping[str, tuple[int, ...]], sizes: Sequence[Size] = ()
+) -> None:
+    """Infer all shapes; raise NotPlain if they do not fit each other, the outputs or ``sizes``.
 
     ``shapes``: of the initializers that ``model`` lacks.
     """
@@ -220,20 +229,29 @@ def check_shapes(model: ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> No
         skeleton.graph.input.append(
             onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape))
         )
-    wanted = {
-        info.name: [dim.dim_value for dim in info.type.tensor_type.shape.dim]
-        for info in model.graph.output
-    }
     for info in skeleton.graph.output:
         info.type.tensor_type.ClearField("shape")
     try:
         inferred = onnx.shape_inference.infer_shapes(
             skeleton, check_type=True, strict_mode=True, data_prop=True
-        )
+        ).graph
     except onnx.shape_inference.InferenceError as error:
         raise NotPlain(str(error)) from error
-    for info in inferred.graph.output:
-        found = [dim.dim_value for dim in info.type.tensor_type.shape.dim]
-        pairs = zip(found, wanted[info.name], strict=False)
-        if found and any(a != b for a, b in pairs if a and b):
-            raise NotPlain(f"{info.name}: {found}")
+    found = {
+        info.name: _dims(info) for info in (*inferred.input, *inferred.value_info, *inferred.output)
+    }
+    wanted = [
+        (info.name, axis, n) for info in model.graph.output for axis, n in enumerate(_dims(info))
+    ]
+    for node in model.graph.node:
+        if node.op_type == "Conv" and node.input[1] in shapes:
+            groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+            wanted.append((node.input[0], 1, shapes[node.input[1]][1] * groups))
+    for name, axis, size in (*wanted, *sizes):
+        dims = found.get(name, [])
+        if axis < len(dims) and dims[axis] and size and dims[axis] != size:
+            raise NotPlain(f"{name}: {dims}, not {size} in dimension {axis}")
+
+
+def _dims(info: onnx.ValueInfoProto) -> list[int]:
+    return [dim.dim_value for dim in info.type.tensor_type.shape.dim]

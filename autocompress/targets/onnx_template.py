@@ -116,11 +116,7 @@ def _make(network: Network, opset: int, optimize: bool) -> Template:
         value = network.params[name].detach().numpy()
         filled.graph.initializer.extend(tensor(p.initializer, p.arrange(value)) for p in found)
     values = _match_values(filled, network)
-    inner = {
-        node.name: _inner(bare, node, values)
-        for node in network.graph.nodes
-        if node.op == "call_function" and node.name in values
-    }
+    inner = _inner(bare, network.graph, values)
     return Template(
         bare.SerializeToString(deterministic=True),
         places,
@@ -210,7 +206,46 @@ def _strip(model: ModelProto, placeholders: list[str]) -> None:
         for dim in info.type.tensor_type.shape.dim:
             if dim.HasField("dim_param"):
                 dim.dim_param = "N"
+    _gather_constants(graph)
     _name_ends(graph, placeholders)
+
+
+def _gather_constants(graph: onnx.GraphProto) -> None:
+    """Turn Constant nodes into initializers, each content once."""
+    for node in [n for n in graph.node if n.op_type == "Constant"]:
+        array = _constant(node)
+        if array is not None:
+            graph.initializer.append(tensor(node.output[0], array))
+            graph.node.remove(node)
+    first: dict[bytes, str] = {}
+    same: dict[str, str] = {}
+    ends = {info.name for info in graph.output}
+    for initializer in list(graph.initializer):
+        content = f"{initializer.data_type} {list(initializer.dims)} ".encode()
+        known = first.setdefault(content + initializer.raw_data, initializer.name)
+        if known != initializer.name and initializer.name not in ends:
+            same[initializer.name] = known
+            graph.initializer.remove(initializer)
+    small = {i.name: i for i in graph.initializer if i.data_type == onnx.TensorProto.INT64}
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = same.get(name, name)
+        shape = small.get(node.input[1]) if node.op_type == "Reshape" else None
+        if shape is not None and numpy_helper.to_array(shape).all():
+            del node.attribute[:]  # allowzero, of no account
+
+
+def _constant(node: NodeProto) -> Array | None:
+    """Return the value of a Constant node, None for kinds that are not numbers."""
+    attribute = node.attribute[0]
+    value = onnx.helper.get_attribute_value(attribute)
+    if attribute.name == "value":
+        return numpy_helper.to_array(value)
+    if attribute.name in ("value_int", "value_ints"):
+        return np.array(value, dtype=np.int64)
+    if attribute.name in ("value_float", "value_floats"):
+        return np.array(value, dtype=np.float32)
+    return None
 
 
 def _name_ends(graph: onnx.GraphProto, placeholders: list[str]) -> None:
@@ -395,17 +430,34 @@ def _all_values(model: ModelProto, feeds: Mapping[str, Array]) -> dict[str, Arra
     }
 
 
-def _inner(model: ModelProto, node: fx.Node, values: Mapping[str, str]) -> tuple[int, ...]:
-    """Return the ONNX nodes between a node's arguments and its value."""
+def _inner(model: ModelProto, graph: fx.Graph, values: Mapping[str, str]) -> dict[str, Any]:
+    """Return, by node, the ONNX nodes between its arguments and its value, the last one last.
+
+    A node without a value of its own (several outputs, sizes) has those of its users.
+    """
     makers = {name: i for i, n in enumerate(model.graph.node) for name in n.output}
-    stops = {values[source.name] for source in node.all_input_nodes if source.name in values}
-    found: set[int] = set()
-    queue = [values[node.name]]
-    while queue:
-        name = queue.pop()
-        index = makers.get(name)
-        if index is None or index in found or name in stops:
+
+    def known(node: fx.Node) -> set[str]:
+        """The nearest values that the node is computed from."""
+        found: set[str] = set()
+        for source in node.all_input_nodes:
+            found |= {values[source.name]} if source.name in values else known(source)
+        return found
+
+    found: dict[str, tuple[int, ...]] = {}
+    for node in graph.nodes:
+        if node.op != "call_function" or node.name not in values:
             continue
-        found.add(index)
-        queue.extend(model.graph.node[index].input)
-    return tuple(sorted(found))
+        stops, inside, queue = known(node), set[int](), [values[node.name]]
+        while queue:
+            name = queue.pop()
+            index = makers.get(name)
+            if index is not None and index not in inside and name not in stops:
+                inside.add(index)
+                queue.extend(model.graph.node[index].input)
+        found[node.name] = tuple(sorted(inside))
+    for node in reversed(graph.nodes):
+        if node.op == "call_function" and node.name not in found:
+            of_users = {i for user in node.users for i in found.get(user.name, ())}
+            found[node.name] = tuple(sorted(of_users))
+    return found

@@ -36,7 +36,8 @@ def write(template: Template, compressed: "Compressed", *, limit: int) -> bytes:
     for name, value in template.baked.items():
         if not np.array_equal(network.params[name].detach().numpy(), value):
             raise NotPlain(name)
-    if apply_edits(model, template.inner, template.args, graph_args(network.graph)):
+    sizes = apply_edits(model, template.inner, template.args, graph_args(network.graph))
+    if sizes is not None:
         check_shapes(
             model,
             {
@@ -44,6 +45,7 @@ def write(template: Template, compressed: "Compressed", *, limit: int) -> bytes:
                 for name, places in template.places.items()
                 for place in places
             },
+            sizes,
         )
     missing = [name for name in compressed.activations if name not in template.values]
     if missing:
