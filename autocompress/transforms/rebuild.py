@@ -42,7 +42,7 @@ class Options:
     ridge: float = 0.01
     sweeps: int = 1
     spread: float = 0.0
-    odd_bits: tuple[int, ...] = ()
+    odd_bits: tuple[int, ...] = (2,)
     calibrate: str = "mse"
     signed: bool = False
 

@@ -1,0 +1,194 @@
+"""Compressing: a network and a plan in, a new network with codes and ranges out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx
+
+from autocompress.errors import InputError, PlanError, unknown
+from autocompress.models.network import Network
+from autocompress.spec.abilities import Abilities
+from autocompress.spec.plan import Plan
+from autocompress.transforms.edges import rounded_tensors
+from autocompress.transforms.observe import METHODS, ActivationRange
+from autocompress.transforms.prune import count_kept, energy_orders, magnitude_order
+from autocompress.transforms.rebuild import Options, rebuild
+from autocompress.transforms.teacher import Teacher
+from autocompress.transforms.weights import QuantizedWeight
+
+__all__ = ["IMPORTANCE", "ActivationRange", "Compressed", "Compressor", "QuantizedWeight", "compress"]
+
+IMPORTANCE = ("energy", "l1", "l2")
+
+
+@dataclass(frozen=True, eq=False)
+class Compressed:
+    """A compressed network: what a target writes into a file.
+
+    ``network`` holds the simulated values, sliced and dequantized. ``weights``: codes by name of
+    parameter, or "float16"; what is absent is float32. ``activations``: by name of node, the
+    tensors that are rounded, once for all who read them. Calling it simulates the file; figures
+    from that are estimates, never measurements.
+    """
+
+    plan: Plan
+    network: Network
+    weights: Mapping[str, QuantizedWeight | Literal["float16"]]
+    activations: Mapping[str, ActivationRange]
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """Return the simulated outputs, rounding activations as the plan says."""
+        if not self.activations:
+            return self.network.run(*inputs)
+
+        def observe(node: fx.Node, value: Any) -> Tensor | None:
+            spec = self.activations.get(node.name)
+            return None if spec is None else spec.simulate(value)
+
+        return self.network.run(*inputs, observe=observe)
+
+
+class Compressor:
+    """Compresses one network by any number of plans; its inputs are never changed.
+
+    ``calibration``: tuples of inputs, unlabelled; up to ``images`` of them are used.
+    ``importance``: what decides which channels go, one of IMPORTANCE. ``calibrate``: the way to
+    choose ranges of activations, one of METHODS. ``refit``, ``bn`` and ``compensate`` switch off
+    the repair of weights, that of biases (BatchNorm's shift) and error compensation when
+    rounding; ``options`` has their finer settings. The same arguments give the same results.
+    Memory stays as it is after the first plan. Raises InputError for unknown names.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        calibration: Sequence[tuple[Tensor, ...]],
+        abilities: Abilities,
+        *,
+        importance: str = "energy",
+        calibrate: str = "mse",
+        refit: bool = True,
+        bn: bool = True,
+        compensate: bool = True,
+        images: int = 256,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        if importance not in IMPORTANCE:
+            raise InputError(unknown("importance", importance, IMPORTANCE))
+        if calibrate not in METHODS:
+            raise InputError(unknown("calibration method", calibrate, METHODS))
+        self.network = network
+        self.abilities = abilities
+        self.importance = importance
+        self.options = Options(
+            refit=refit,
+            bn=bn,
+            compensate=compensate,
+            calibrate=calibrate,
+            signed=abilities.activation_signed,
+            **options,
+        )
+        self.teacher = Teacher(network, calibration, seed=seed, limit_images=images)
+        self._orders: dict[str, tuple[int, ...]] = {}
+
+    def order(self, unit: str) -> tuple[int, ...]:
+        """Return the channels of a unit in the order in which they are removed."""
+        units = {known.name: known for known in self.network.units}
+        if unit not in units:
+            raise PlanError(unknown("unit", unit, units))
+        if unit not in self._orders:
+            if self.importance == "energy":
+                self._orders.update(energy_orders(self.teacher))
+            else:
+                power = 1 if self.importance == "l1" else 2
+                self._orders[unit] = magnitude_order(units[unit], self.network, power)
+        return self._orders[unit]
+
+    def kept(self, plan: Plan) -> dict[str, tuple[int, ...]]:
+        """Return the ascending channels that stay, of every unit that loses any."""
+        found: dict[str, tuple[int, ...]] = {}
+        sizes = {unit.name: unit.channels for unit in self.network.units}
+        for name, keep in plan.of("keep"):
+            count = count_kept(keep, sizes[name])
+            if count < sizes[name]:
+                found[name] = tuple(sorted(self.order(name)[-count:]))
+        return found
+
+    def check(self, plan: Plan) -> None:
+        """Raise PlanError if the plan names what does not exist or the target cannot do."""
+        layers = [layer.name for layer in self.network.layers]
+        units = [unit.name for unit in self.network.units]
+        if plan.source.get("family", "teacher") != "teacher":
+            raise PlanError(
+                f"Only a teacher can be compressed here, not {dict(plan.source)!r}; "
+                "build the student first and compress that."
+            )
+        for knob, known, allowed in (
+            ("w_bits", layers, {*self.abilities.w_bits, 32}),
+            ("a_bits", layers, {*self.abilities.a_bits, 32}),
+        ):
+            for name, value in plan.of(knob):
+                if name not in known:
+                    raise PlanError(unknown("layer", name, known))
+                if value not in allowed:
+                    raise PlanError(
+                        f"{knob} must be what the target offers "
+                        f"({', '.join(map(str, sorted(allowed)))}), not {value} for '{name}'."
+                    )
+        for name, value in plan.of("keep"):
+            if name in units:
+                if not self.abilities.keep:
+                    raise PlanError(
+                        f"The target cannot write pruned networks; drop '{name}/keep' ({value})."
+                    )
+            elif name in self.network.fixed:
+                raise PlanError(
+                    f"The channels of '{name}' cannot be pruned: {self.network.fixed[name]}."
+                )
+            else:
+                raise PlanError(unknown("unit", name, units))
+
+    def compress(self, plan: Plan) -> Compressed:
+        """Return the network compressed by a plan; raise PlanError if it does not fit.
+
+        A plan that sets nothing returns the very same network.
+        """
+        self.check(plan)
+        kept = self.kept(plan)
+        if not kept and not any(True for knob in ("w_bits", "a_bits") for _ in plan.of(knob)):
+            return Compressed(plan, self.network, {}, {})
+        network, slices = self.network, {}
+        if kept:
+            groups = network.groups
+            slices = groups.slices(kept)
+            sliced = {}
+            for name, cuts in slices.items():
+                value = network.params[name]
+                for dim, index in cuts.items():
+                    value = value.index_select(dim, index)
+                sliced[name] = value
+            network = network.replace(params=sliced, edits=groups.edits(kept))
+        tensors = rounded_tensors(network, plan, self.abilities)
+        rebuilt = rebuild(self.teacher, network, plan, tensors, slices, self.options)
+        return Compressed(
+            plan,
+            network.replace(params=rebuilt.params),
+            MappingProxyType(dict(rebuilt.weights)),
+            MappingProxyType(dict(rebuilt.activations)),
+        )
+
+
+@torch.no_grad()
+def compress(
+    network: Network,
+    plan: Plan,
+    calibration: Sequence[tuple[Tensor, ...]],
+    abilities: Abilities,
+    **options: Any,
+) -> Compressed:
+    """Return a network compressed by one plan; see :class:`Compressor` for the rest."""
+    return Compressor(network, calibration, abilities, **options).compress(plan)
