@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from autocompress.errors import ArtifactError, ConfigError
 from autocompress.spec.artifact import Artifact
 from autocompress.targets import TARGETS, make_target
 from autocompress.targets.timing import measure
-
 from tests.targets.support import builder, inputs, pruned, residual, rounded
 
 pytestmark = pytest.mark.parametrize("name", sorted(TARGETS))

@@ -57,9 +57,7 @@ def test_the_runtime_unpacks_them(bits: int, odd: bool, shape: tuple[int, ...]) 
             "x": np.array(0.001, np.float32),
         }
         weight, shift = run(form, arrays, shape)
-        np.testing.assert_array_equal(
-            weight, codes * scale.astype(np.float32).reshape(-1, *ones)
-        )
+        np.testing.assert_array_equal(weight, codes * scale.astype(np.float32).reshape(-1, *ones))
         np.testing.assert_allclose(shift, bias, atol=1e-3 if integer else 0)
 
 
