@@ -1,0 +1,179 @@
+"""Cards: what a model file is, how good it is and how to run it."""
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import autocompress
+from autocompress.report import words
+from autocompress.spec.plan import KNOBS, split_name
+from autocompress.spec.score import Score
+
+__all__ = ["card", "card_data"]
+
+_SNIPPET = """\
+import numpy as np
+import onnxruntime as ort
+
+session = ort.InferenceSession({file_name}, providers=["CPUExecutionProvider"])
+types = {{"tensor(float)": np.float32, "tensor(int64)": np.int64}}
+feed = {{i.name: np.zeros([n if isinstance(n, int) else 1 for n in i.shape], types[i.type])
+        for i in session.get_inputs()}}  # your inputs instead: any batch size
+print([output.shape for output in session.run(None, feed)])
+"""
+_HEADINGS = {"keep": "channels kept", "w_bits": "weight bits", "a_bits": "input bits"}
+_FIGURES = (
+    "accuracy", "accuracy_low", "accuracy_high", "test_accuracy", "test_low", "test_high",
+    "size_bytes", "latency_ms", "latency_low_ms", "latency_high_ms", "load_ms",
+    "peak_memory_bytes", "macs", "parameters",
+)  # fmt: skip
+
+
+def _code(text: str) -> str:
+    """Return a text as inline code that stays inside its table cell."""
+    return "`" + words.one_line(text).replace("`", "'").replace("|", "\\|") + "`"
+
+
+def _figures(score: Score) -> dict[str, float]:
+    values = {name: getattr(score, name) for name in _FIGURES}
+    return {name: value for name, value in values.items() if not math.isnan(value)}
+
+
+def card_data(score: Score, reference: Score | None, file_name: str) -> dict[str, Any]:
+    """Return the card as plain data: plan, figures, sha256; what was not measured is left out."""
+    return {
+        "file": file_name,
+        "sha256": score.sha256,
+        "target": score.target,
+        "trial": score.trial,
+        "baseline": score.baseline,
+        "plan": json.loads(score.plan.to_json()),
+        "recipe": vars(score.recipe).copy(),
+        "figures": _figures(score),
+        "uncompressed": None if reference is None else _figures(reference),
+        "cpu": list(score.cpu),
+        "seed": score.seed,
+        "autocompress": autocompress.__version__,
+    }
+
+
+def card(score: Score, reference: Score | None, file_name: str) -> str:
+    """Return the card of a model file as Markdown.
+
+    ``reference`` is the uncompressed model's score. Accuracies are fractions of the validation
+    and the test split, named as such, with 95 % intervals.
+    """
+    kind = f" It is the baseline “{words.one_line(score.baseline)}”." if score.baseline else ""
+    parts = [
+        f"# {_code(file_name)}",
+        f"A network compressed by autocompress {autocompress.__version__} (trial {score.trial}) "
+        f"for {_code(score.target)}.{kind} Every figure was measured on this file in its runtime.",
+        _figure_table(score, reference),
+        _plan_table(score),
+        _origin(score),
+        _how_to_run(score, file_name),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _figure_table(score: Score, reference: Score | None) -> str:
+    def with_interval(
+        name: str, low: str, high: str, write: Callable[[float], str]
+    ) -> Callable[[Score], str]:
+        def cell(of: Score) -> str:
+            value = write(getattr(of, name))
+            between = words.interval(getattr(of, low), getattr(of, high), write)
+            return f"{value} ({between})" if value and between else value
+
+        return cell
+
+    def whole(name: str) -> Callable[[Score], str]:
+        def cell(of: Score) -> str:
+            value = getattr(of, name)
+            return "" if math.isnan(value) else f"{value:,.0f}"
+
+        return cell
+
+    lines: dict[str, Callable[[Score], str]] = {
+        "validation accuracy (95 %)": with_interval(
+            "accuracy", "accuracy_low", "accuracy_high", words.accuracy
+        ),
+        "test accuracy (95 %)": with_interval(
+            "test_accuracy", "test_low", "test_high", words.accuracy
+        ),
+        "size, bytes": whole("size_bytes"),
+        "latency, ms (95 %)": with_interval(
+            "latency_ms", "latency_low_ms", "latency_high_ms", words.milliseconds
+        ),
+        "load time, ms": lambda of: words.milliseconds(of.load_ms),
+        "peak memory of loading, bytes": whole("peak_memory_bytes"),
+        "multiply-adds": whole("macs"),
+        "parameters": whole("parameters"),
+    }
+    table = ["| | this file | uncompressed |", "|-|-|-|"]
+    for name, cell in lines.items():
+        if cell(score):
+            table.append(
+                f"| {name} | {cell(score)} | {'' if reference is None else cell(reference)} |"
+            )
+    text = "## Figures\n\n" + "\n".join(table)
+    if reference is not None and reference.key != score.key:
+        text += (
+            f"\n\nAgainst uncompressed: {words.smaller(score, reference):.2f}× smaller, validation "
+            f"accuracy {score.accuracy - reference.accuracy:+.4f}"
+        )
+        test = score.test_accuracy - reference.test_accuracy
+        text += "." if math.isnan(test) else f", test accuracy {test:+.4f}."
+    return text + (
+        "\n\nThe search and the pick saw the validation split, so that its figure is a little "
+        "favourable; they never saw the test split."
+    )
+
+
+def _plan_table(score: Score) -> str:
+    names = sorted({split_name(setting)[0] for setting in score.plan.settings})
+    source = dict(score.plan.source)
+    origin = (
+        "" if source == {"family": "teacher"} else f" Source network: {_code(json.dumps(source))}."
+    )
+    if not names:
+        return f"## Plan\n\nNothing is compressed.{origin}"
+    table = ["| layer or unit | " + " | ".join(_HEADINGS[k] for k in KNOBS) + " |", "|-|-|-|-|"]
+    for name in names:
+        cells = []
+        for knob in KNOBS:
+            value = score.plan.settings.get(f"{name}/{knob}")
+            cells.append("" if value is None else f"{value:g}")
+        table.append(f"| {_code(name)} | " + " | ".join(cells) + " |")
+    return (
+        f"## Plan\n\nWhat is empty or not listed stays whole, in float32.{origin}\n\n"
+        + "\n".join(table)
+    )
+
+
+def _origin(score: Score) -> str:
+    cpu = ", ".join(score.cpu) or "not recorded"
+    training = (
+        "none"
+        if score.recipe.rung == 0
+        else f"rung {score.recipe.rung}, {score.recipe.epochs:g} epochs"
+    )
+    return "\n".join(
+        [
+            "## Origin\n",
+            f"- target: {_code(score.target)}",
+            f"- CPU features where it was measured: {words.one_line(cpu)} (latency, and accuracy "
+            "where inputs have 8 bits, depend on them)",
+            f"- training after compression: {training}; seed: {score.seed}",
+            f"- sha256: {_code(score.sha256)}",
+            f"- bytes: {score.size_bytes:,.0f}",
+        ]
+    )
+
+
+def _how_to_run(score: Score, file_name: str) -> str:
+    if not score.target.startswith("onnxruntime"):
+        return f"## How to run it\n\nOpen it with {_code(score.target)}."
+    code = _SNIPPET.format(file_name=json.dumps(file_name))
+    return f"## How to run it\n\nWith onnxruntime and numpy alone:\n\n```python\n{code}```"

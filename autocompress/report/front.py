@@ -1,0 +1,230 @@
+"""The Pareto front of a study, and picks that leave it as files."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from autocompress.errors import InputError, NoModelError
+from autocompress.report.card import card, card_data
+from autocompress.report.files import write_whole
+from autocompress.report.words import limits, no_model
+from autocompress.spec.artifact import Artifact
+from autocompress.spec.budget import Budget
+from autocompress.spec.pareto import closest_miss, non_dominated
+from autocompress.spec.plan import Plan
+from autocompress.spec.score import Score
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["Front", "Pick"]
+
+_FIELDS: Mapping[str, str] = {"max_latency_ms": "latency_ms", "max_size_bytes": "max_size_bytes"}
+
+
+@dataclass(frozen=True)
+class Pick:
+    """A score with its file; ``reference`` is the uncompressed model's score, if it has one."""
+
+    score: Score
+    path: Path
+    reference: Score | None = None
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that the file was made by."""
+        return self.score.plan
+
+    @property
+    def artifact(self) -> Artifact:
+        """The file as it was scored."""
+        score = self.score
+        return Artifact(self.path, score.sha256, int(score.size_bytes), score.target)
+
+    def export(self, path: str | Path) -> Path:
+        """Copy the file to ``path`` with its card beside it, and return the path.
+
+        The card is ``<path>.md`` to read and ``<path>.json`` (plan, figures, sha256) for programs.
+        Raises ArtifactError if the file is not the one that was scored, InputError if the path
+        cannot be written.
+        """
+        path = Path(path)
+        artifact = self.artifact
+        artifact.verify()
+        write_whole(
+            path, self.path.read_bytes(), lambda copy: replace(artifact, path=copy).verify()
+        )
+        text = card(self.score, self.reference, path.name)
+        data = json.dumps(card_data(self.score, self.reference, path.name), indent=2)
+        write_whole(path.with_name(path.name + ".md"), text.encode())
+        write_whole(path.with_name(path.name + ".json"), f"{data}\n".encode())
+        return path
+
+
+@dataclass(frozen=True, repr=False)
+class Front:
+    """The non-dominated scores that meet the budget, in ascending order of size.
+
+    ``directory`` is the run directory, whose ``artifacts`` folder has the files. A sequence of
+    :class:`Pick`.
+    """
+
+    scores: Sequence[Score]
+    objectives: tuple[str, ...]
+    budget: Budget
+    directory: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scores", tuple(self.scores))
+        object.__setattr__(self, "objectives", tuple(self.objectives))
+        object.__setattr__(self, "directory", Path(self.directory))
+
+    @cached_property
+    def measured(self) -> tuple[Score, ...]:
+        """The scores of files that were measured, in order of trials."""
+        return tuple(score for score in self.scores if score.outcome == "ok")
+
+    @cached_property
+    def reference(self) -> Score | None:
+        """The score of the uncompressed model, None before it has one."""
+        return next((score for score in self.measured if score.baseline == "uncompressed"), None)
+
+    @cached_property
+    def feasible(self) -> bool:
+        """Whether a measured file meets the budget."""
+        return any(score.meets(self.budget) for score in self.measured)
+
+    @cached_property
+    def members(self) -> tuple[Pick, ...]:
+        """The front in ascending size; the closest miss alone where nothing meets the budget."""
+        if self.feasible:
+            within = [score for score in self.measured if score.meets(self.budget)]
+            found = non_dominated(within, self.objectives)
+        else:
+            miss = closest_miss(self.measured, self.budget)
+            found = [] if miss is None else [miss]
+        return self._picks(found)
+
+    @cached_property
+    def baselines(self) -> tuple[Pick, ...]:
+        """The measured baselines in ascending size, those on the front too."""
+        return self._picks([score for score in self.measured if score.baseline])
+
+    @property
+    def failures(self) -> tuple[Score, ...]:
+        """The trials that failed."""
+        return tuple(score for score in self.scores if score.outcome == "failed")
+
+    @property
+    def message(self) -> str:
+        """The sentence with the closest miss where nothing meets the budget, else empty."""
+        if self.feasible:
+            return ""
+        return no_model(limits(self.budget), closest_miss(self.measured, self.budget))
+
+    def _picks(self, scores: Sequence[Score]) -> tuple[Pick, ...]:
+        ordered = sorted(scores, key=lambda score: (score.size_bytes, score.trial))
+        return tuple(self._pick(score) for score in ordered)
+
+    def _pick(self, score: Score) -> Pick:
+        return Pick(score, self.directory / "artifacts" / score.artifact, self.reference)
+
+    def __iter__(self) -> Iterator[Pick]:
+        return iter(self.members)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    @overload
+    def __getitem__(self, index: int) -> Pick: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Pick, ...]: ...
+    def __getitem__(self, index: int | slice) -> Pick | tuple[Pick, ...]:
+        return self.members[index]
+
+    def __str__(self) -> str:
+        from autocompress.report.tables import text_table
+
+        return text_table(self)
+
+    def __repr__(self) -> str:
+        state = "" if self.feasible else ", closest miss only"
+        return f"<Front of {len(self)} from {len(self.scores)} scores in {self.directory}{state}>"
+
+    def _repr_html_(self) -> str:
+        from autocompress.report.tables import html_table
+
+        return html_table(self)
+
+    def to_pandas(self, baselines: bool = False) -> "pandas.DataFrame":
+        """Return one row a member, and with ``baselines`` one for each that is not on the front.
+
+        Accuracies and intervals are fractions, sizes bytes, times milliseconds; ``smaller`` is the
+        uncompressed size over the file's. What was not measured is NaN or NA.
+        """
+        import pandas
+
+        from autocompress.report.tables import COLUMNS, WHOLE, rows
+
+        frame = pandas.DataFrame(rows(self, baselines), columns=list(COLUMNS))
+        for name in COLUMNS:
+            if name in WHOLE:
+                frame[name] = frame[name].astype("Int64")
+            elif name in ("on_front", "meets_budget"):
+                frame[name] = frame[name].astype(bool)
+            elif name not in ("baseline", "artifact", "sha256"):
+                frame[name] = frame[name].astype(float)
+        return frame
+
+    def pick(
+        self,
+        *,
+        max_latency_ms: float | None = None,
+        max_size_bytes: float | None = None,
+        min_accuracy: float | None = None,
+    ) -> Pick:
+        """Return the file of highest validation accuracy within limits; of equals the smallest.
+
+        Every measured score is a candidate. A limit that is not given is the budget's; latency is
+        the upper end of its interval. With ``min_accuracy`` alone, the smallest file that reaches
+        it is returned. Raises NoModelError naming the closest miss, InputError for a limit that
+        cannot be.
+        """
+        given = {"max_latency_ms": max_latency_ms, "max_size_bytes": max_size_bytes}
+        wanted: dict[str, Any] = {_FIELDS[n]: v for n, v in given.items() if v is not None}
+        budget = replace(self.budget, **wanted)
+        if min_accuracy is not None and not math.isfinite(min_accuracy):
+            raise InputError(f"min_accuracy must be a finite number, not {min_accuracy!r}.")
+        floor = -math.inf if min_accuracy is None else min_accuracy
+
+        def excess(score: Score) -> float:
+            misses = list(score.constraints(budget).values())
+            if min_accuracy is not None:
+                misses.append((floor - score.accuracy) / max(abs(floor), 1e-9))
+            return max(misses, default=0.0)
+
+        within = [s for s in self.measured if s.meets(budget) and s.accuracy >= floor]
+        if not within:
+            miss = min(self.measured, key=excess, default=None)
+            raise NoModelError(no_model(limits(budget, min_accuracy), miss))
+        smallest = min_accuracy is not None and not wanted
+
+        def rank(score: Score) -> tuple[float, ...]:
+            size, loss = score.size_bytes, -score.accuracy
+            first = (size, loss) if smallest else (loss, size)
+            return (*first, score.latency_ms, score.trial)
+
+        return self._pick(min(within, key=rank))
+
+    def plot(self, path: str | Path) -> Path:
+        """Draw size against accuracy into a .png or .svg file and return its path.
+
+        Raises InputError for another suffix or a path that cannot be written.
+        """
+        from autocompress.report.figures import plot
+
+        return plot(self, Path(path))

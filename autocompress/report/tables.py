@@ -1,0 +1,178 @@
+"""The front as rows: plain text, HTML, CSV and JSON."""
+
+import csv
+import html
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from autocompress.report import words
+
+if TYPE_CHECKING:
+    from autocompress.report.front import Front, Pick
+
+__all__ = ["COLUMNS", "WHOLE", "describe", "html_table", "rows", "text_table", "to_csv", "to_json"]
+
+# the columns that are fields of a score
+_FIELDS = (
+    "trial", "accuracy", "size_bytes", "latency_ms", "accuracy_low", "accuracy_high",
+    "latency_low_ms", "latency_high_ms", "test_accuracy", "test_low", "test_high", "load_ms",
+    "peak_memory_bytes", "macs", "parameters", "baseline", "artifact", "sha256",
+)  # fmt: skip
+COLUMNS = (*_FIELDS, "smaller", "on_front", "meets_budget")
+WHOLE = frozenset({"trial", "size_bytes", "peak_memory_bytes", "macs", "parameters"})
+_HEADINGS = (
+    "trial", "accuracy", "±", "test", "size kB", "× smaller", "latency ms", "(95 %)", "baseline",
+)  # fmt: skip
+_TEXT = frozenset({"(95 %)", "baseline"})  # aligned to the left
+
+
+def _listed(front: "Front", baselines: bool) -> "list[tuple[Pick, bool]]":
+    """Return the members, then the baselines that are not members, and whether each is one."""
+    trials = {pick.score.trial for pick in front.members}
+    others = [p for p in front.baselines if baselines and p.score.trial not in trials]
+    return [(p, True) for p in front.members] + [(p, False) for p in others]
+
+
+def rows(front: "Front", baselines: bool = True) -> list[dict[str, Any]]:
+    """Return one mapping of COLUMNS a member, then a baseline; None is not measured.
+
+    ``on_front`` is false for baselines beside the front and for a closest miss.
+    """
+    found = []
+    for pick, member in _listed(front, baselines):
+        row: dict[str, Any] = {name: getattr(pick.score, name) for name in _FIELDS}
+        row["smaller"] = words.smaller(pick.score, front.reference)
+        row["on_front"] = member and front.feasible
+        row["meets_budget"] = pick.score.meets(front.budget)
+        for name, value in row.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                row[name] = None
+            elif name in WHOLE:
+                row[name] = round(value)
+        found.append(row)
+    return found
+
+
+def _cells(pick: "Pick") -> list[str]:
+    score = pick.score
+    smaller = words.smaller(score, pick.reference)
+    return [
+        str(score.trial),
+        words.accuracy(score.accuracy),
+        words.half_width(score.accuracy_low, score.accuracy_high),
+        words.accuracy(score.test_accuracy),
+        words.kilobytes(score.size_bytes),
+        "" if math.isnan(smaller) else f"{smaller:.2f}",
+        words.milliseconds(score.latency_ms),
+        words.interval(score.latency_low_ms, score.latency_high_ms, words.milliseconds),
+        words.one_line(score.baseline),
+    ]
+
+
+def _notes(front: "Front") -> list[str]:
+    notes = [
+        "accuracy: validation split, ± half its 95 % interval; test: a split that neither the "
+        "search nor a pick uses"
+    ]
+    if front.budget:
+        notes.append(f"budget: {words.limits(front.budget)}")
+    failures = front.failures
+    if failures:
+        last = words.one_line(failures[-1].message)
+        plural = "s" if len(failures) > 1 else ""
+        notes.append(f"{len(failures)} trial{plural} failed, the last one: {last}")
+    return notes
+
+
+def _sections(front: "Front") -> "list[tuple[str, list[Pick]]]":
+    listed = _listed(front, baselines=True)
+    title = "front" if front.feasible else "closest miss; nothing meets the budget"
+    sections = [
+        (title, [pick for pick, member in listed if member]),
+        ("baselines beside it", [pick for pick, member in listed if not member]),
+    ]
+    return [(name, picks) for name, picks in sections if picks]
+
+
+def text_table(front: "Front") -> str:
+    """Return the front, the baselines beside it and notes as aligned plain text."""
+    sections = _sections(front)
+    if not sections:
+        return front.message
+    cells = {name: [_cells(pick) for pick in picks] for name, picks in sections}
+    every = [list(_HEADINGS), *(row for found in cells.values() for row in found)]
+    widths = [max(len(row[i]) for row in every) for i in range(len(_HEADINGS))]
+
+    def line(row: Sequence[str]) -> str:
+        padded = (
+            cell.ljust(width) if heading in _TEXT else cell.rjust(width)
+            for cell, width, heading in zip(row, widths, _HEADINGS, strict=True)
+        )
+        return "  ".join(padded).rstrip()
+
+    lines = [line(_HEADINGS)]
+    for name, found in cells.items():
+        lines += [f"-- {name}", *(line(row) for row in found)]
+    return "\n".join([*lines, *_notes(front)])
+
+
+def html_table(front: "Front") -> str:
+    """Return the same table as HTML, every text in it escaped."""
+    sections = _sections(front)
+    if not sections:
+        return f"<p>{html.escape(front.message)}</p>"
+    width = len(_HEADINGS)
+    heads = "".join(f"<th>{html.escape(name)}</th>" for name in _HEADINGS)
+    parts = [f"<table><thead><tr>{heads}</tr></thead>"]
+    for name, picks in sections:
+        parts.append(f'<tbody><tr><th colspan="{width}">{html.escape(name)}</th></tr>')
+        for pick in picks:
+            body = "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(pick))
+            parts.append(f"<tr>{body}</tr>")
+        parts.append("</tbody>")
+    parts.append("</table>")
+    parts += [f"<p><small>{html.escape(note)}</small></p>" for note in _notes(front)]
+    return "\n".join(parts)
+
+
+def to_csv(front: "Front", baselines: bool = True) -> str:
+    """Return :func:`rows` as CSV with a header; empty is not measured."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows(front, baselines))
+    return file.getvalue()
+
+
+def to_json(front: "Front", baselines: bool = True) -> str:
+    """Return :func:`rows` as a JSON array, each with its plan; null is not measured."""
+    plans = [json.loads(pick.plan.to_json()) for pick, _ in _listed(front, baselines)]
+    found: list[Mapping[str, Any]] = [
+        {**row, "plan": plan} for row, plan in zip(rows(front, baselines), plans, strict=True)
+    ]
+    return json.dumps(found, indent=2, allow_nan=False) + "\n"
+
+
+def describe(pick: "Pick") -> str:
+    """Return the figures of one file as lines of plain text."""
+    score, smaller = pick.score, words.smaller(pick.score, pick.reference)
+    latency = words.interval(score.latency_low_ms, score.latency_high_ms, words.milliseconds)
+    held = words.interval(score.accuracy_low, score.accuracy_high)
+    test = words.interval(score.test_low, score.test_high)
+    lines = {
+        "trial": f"{score.trial} {words.one_line(score.baseline)}".strip(),
+        "accuracy (validation)": f"{words.accuracy(score.accuracy)}  {held}",
+        "accuracy (test)": f"{words.accuracy(score.test_accuracy)}  {test}",
+        "size": f"{score.size_bytes:,.0f} bytes"
+        + ("" if math.isnan(smaller) else f", {smaller:.2f}× smaller than uncompressed"),
+        "latency": f"{words.milliseconds(score.latency_ms)} ms  {latency}",
+        "sha256": score.sha256,
+        "file": str(pick.path),
+    }
+    width = max(len(name) for name in lines)
+    return "\n".join(
+        f"{n.ljust(width)}  {text}".rstrip() for n, text in lines.items() if text.strip()
+    )
