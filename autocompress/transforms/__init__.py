@@ -1,1 +1,1 @@
-"""TODO."""
+"""Transforms: pruning, refit, quantization, and the pass that puts them together."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from autocompress.transforms.weights import Array, Grid, full_scale
 
@@ -33,11 +34,18 @@ def feedback(gram: Array) -> tuple[Array, Array]:
     W_k + Σ_{j<k} (W_j - Q_j) U_jk is GPTQ (Frantar et al. 2023; Chee et al. 2023, eq. 2, show that
     the two are the same), and needs no inverse.
     """
-    factor = np.linalg.cholesky(gram[:, ::-1, ::-1])[:, ::-1, ::-1]
+    flipped = torch.from_numpy(gram[:, ::-1, ::-1].copy())
+    factor = torch.linalg.cholesky(flipped).numpy()[:, ::-1, ::-1]
     pivots = np.diagonal(factor, axis1=1, axis2=2)
     upper = np.swapaxes(factor / pivots[:, None, :], 1, 2)
     upper = np.ascontiguousarray(upper, dtype=np.float32)
     return np.tril(upper, -1), (pivots**2).astype(np.float32)
+
+
+def _product(left: Array, right: Array) -> Array:
+    """Multiply matrices with torch's threads: two pools on the same cores slow each other."""
+    left, right = np.ascontiguousarray(left), np.ascontiguousarray(right)
+    return np.asarray(torch.matmul(torch.from_numpy(left), torch.from_numpy(right)).numpy())
 
 
 def _sweep(base: Array, coefs: Array, before: Array, scale: Array, grid: Grid, out: Array) -> None:
@@ -82,7 +90,7 @@ def _forward(weights: Array, lower: Array, scale: Array, grid: Grid) -> Array:
         block = slice(start, min(start + BLOCK, size))
         base = weights[:, block]
         if start:
-            base = base + lower[:, block, :start] @ errors[:, :start]
+            base = base + _product(lower[:, block, :start], errors[:, :start])
         _sweep(base, lower[:, block, block], weights[:, block], scale, grid, codes[:, block])
         errors[:, block] = weights[:, block] - codes[:, block] * scale[:, None]
     return codes
@@ -99,7 +107,7 @@ def descend(weights: Array, gram: Array, rounded: Rounded, grid: Grid) -> Rounde
     coefs = gram / np.diagonal(gram, axis1=1, axis2=2)[:, :, None]
     for start in range(0, size, BLOCK):
         block = slice(start, min(start + BLOCK, size))
-        rest = coefs[:, block] @ errors
+        rest = _product(coefs[:, block], errors)
         old = errors[:, block]
         base = weights[:, block] - old + rest
         # changes_k = (W_k - Q_k scale) - old_k enters the columns after it
@@ -111,12 +119,12 @@ def descend(weights: Array, gram: Array, rounded: Rounded, grid: Grid) -> Rounde
 def output_error(weights: Array, gram: Array, rounded: Rounded) -> Array:
     """Return the squared output error of each row, [groups, rows]."""
     errors = weights - rounded.codes * rounded.scale[:, None]
-    return np.asarray(np.sum(errors * (gram @ errors), axis=1))
+    return np.asarray(np.sum(errors * _product(gram, errors), axis=1))
 
 
 def refit_scale(weights: Array, gram: Array, rounded: Rounded) -> Rounded:
     """Return the codes with the scale of each row that has the least output error."""
-    moved = gram @ rounded.codes
+    moved = _product(gram, rounded.codes)
     power = np.sum(rounded.codes * moved, axis=1)
     cross = np.sum(weights * moved, axis=1)
     fit = (power > 0) & (cross > 0)
@@ -150,7 +158,7 @@ def compensate(
     codes = _forward(stacked, lower, scale, grid)
     # tr(E H Eᵀ) with the rounding residuals of the feedback pass
     errors = stacked - codes * scale[:, None]
-    residuals = errors + lower @ errors
+    residuals = errors + _product(lower, errors)
     cost = np.einsum("gkr,gk->gr", residuals**2, pivots).reshape(groups, len(tried), rows)
     pick = cost.argmin(axis=1)
     columns = pick * rows + np.arange(rows)

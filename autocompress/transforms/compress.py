@@ -3,9 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from autocompress.errors import InputError, PlanError, unknown
@@ -15,11 +14,19 @@ from autocompress.spec.plan import Plan
 from autocompress.transforms.edges import rounded_tensors
 from autocompress.transforms.observe import METHODS, ActivationRange
 from autocompress.transforms.prune import count_kept, energy_orders, magnitude_order
-from autocompress.transforms.rebuild import Options, rebuild
+from autocompress.transforms.rebuild import rebuild
+from autocompress.transforms.repair import Code, Options
 from autocompress.transforms.teacher import Teacher
 from autocompress.transforms.weights import QuantizedWeight
 
-__all__ = ["IMPORTANCE", "ActivationRange", "Compressed", "Compressor", "QuantizedWeight", "compress"]
+__all__ = [
+    "IMPORTANCE",
+    "ActivationRange",
+    "Compressed",
+    "Compressor",
+    "QuantizedWeight",
+    "compress",
+]
 
 IMPORTANCE = ("energy", "l1", "l2")
 
@@ -36,7 +43,7 @@ class Compressed:
 
     plan: Plan
     network: Network
-    weights: Mapping[str, QuantizedWeight | Literal["float16"]]
+    weights: Mapping[str, Code]
     activations: Mapping[str, ActivationRange]
 
     def __call__(self, *inputs: Tensor) -> Any:
@@ -182,7 +189,6 @@ class Compressor:
         )
 
 
-@torch.no_grad()
 def compress(
     network: Network,
     plan: Plan,

@@ -83,9 +83,7 @@ def rows_of(value: Tensor, window: Window, positions: Tensor | None) -> Tensor:
     batch, channels, *sizes = value.shape
     out = [
         (size - d * (k - 1) - 1) // s + 1
-        for size, k, s, d in zip(
-            sizes, window.kernel, window.stride, window.dilation, strict=True
-        )
+        for size, k, s, d in zip(sizes, window.kernel, window.stride, window.dilation, strict=True)
     ]
     if positions is None:
         positions = torch.arange(math.prod(out)).expand(batch, -1)

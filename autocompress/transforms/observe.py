@@ -37,12 +37,12 @@ class ActivationRange:
     @property
     def low(self) -> int:
         """The least code."""
-        return -(2 ** (self.bits - 1)) if self.signed else 0
+        return -(1 << (self.bits - 1)) if self.signed else 0
 
     @property
     def high(self) -> int:
         """The greatest code."""
-        return self.low + 2**self.bits - 1
+        return self.low + (1 << self.bits) - 1
 
     @classmethod
     def covering(
@@ -122,7 +122,9 @@ def observe(
         raise InputError("A range needs values: calibration data must not be empty.")
     least, greatest = (float(extreme) for extreme in torch.aminmax(flat))
     if not np.isfinite(least) or not np.isfinite(greatest):
-        raise InputError("Activations must be finite on calibration data; some are NaN or infinite.")
+        raise InputError(
+            "Activations must be finite on calibration data; some are NaN or infinite."
+        )
     if least < greatest:
         stride = max(1, flat.numel() // 2**17) | 1
         least, greatest = METHODS[method](flat[::stride], least, greatest, bits)

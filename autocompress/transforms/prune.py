@@ -59,33 +59,35 @@ def removal_order(consumers: Sequence[Consumer], channels: int) -> tuple[tuple[i
     removed: list[int] = []
     errors: list[float] = []
     total = 0.0
-    states = []
+    weights: list[Tensor] = []
+    inverses: list[Tensor] = []
+    units: list[float] = []
     for consumer in consumers:
         gram = ridged(consumer.gram.unsqueeze(0), 1e-3)[0]
-        weights = consumer.weights.double()
-        energy = float((weights * (gram @ weights)).sum())
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
-        states.append([weights.clone(), inverse, 1 / max(energy, 1e-30)])
+        start = consumer.weights.double()
+        weights.append(start)
+        inverses.append(torch.cholesky_inverse(torch.linalg.cholesky(gram)))
+        units.append(1 / max(float((start * (gram @ start)).sum()), 1e-30))
     at_once = max(1, channels // STEPS)
     while len(alive) > 1:
         costs = torch.zeros(len(alive), dtype=torch.float64)
-        for (weights, inverse, unit), consumer in zip(states, consumers, strict=True):
-            costs += unit * _costs(weights, inverse, [consumer.columns[c] for c in alive])
+        for place, consumer in enumerate(consumers):
+            columns = [consumer.columns[c] for c in alive]
+            costs += units[place] * _costs(weights[place], inverses[place], columns)
         order = costs.argsort(stable=True)[: min(at_once, len(alive) - 1)].tolist()
-        gone = [alive[place] for place in order]
-        for state, consumer in zip(states, consumers, strict=True):
-            weights, inverse, unit = state
-            columns = torch.cat([consumer.columns[c] for c in gone])
-            block = inverse[:, columns]
-            inner = torch.linalg.cholesky(block[columns])
-            lost = weights[columns]
+        gone = [alive[rank] for rank in order]
+        for place, consumer in enumerate(consumers):
+            cut = torch.cat([consumer.columns[c] for c in gone])
+            block = inverses[place][:, cut]
+            inner = torch.linalg.cholesky(block[cut])
+            lost = weights[place][cut]
             moved = torch.cholesky_solve(lost, inner)
-            total += unit * float((lost * moved).sum())
-            state[0] = weights - block @ moved
-            state[1] = inverse - block @ torch.cholesky_solve(block.T, inner)
-            state[0][columns] = 0
-            state[1][columns] = 0
-            state[1][:, columns] = 0
+            total += units[place] * float((lost * moved).sum())
+            weights[place] = weights[place] - block @ moved
+            inverses[place] = inverses[place] - block @ torch.cholesky_solve(block.T, inner)
+            weights[place][cut] = 0
+            inverses[place][cut] = 0
+            inverses[place][:, cut] = 0
         alive = [c for c in alive if c not in set(gone)]
         removed.extend(gone)
         errors.extend([total] * len(gone))
@@ -98,10 +100,9 @@ def _costs(weights: Tensor, inverse: Tensor, columns: Sequence[Tensor]) -> Tenso
         index = torch.stack(list(columns))
         inner = inverse[index[:, :, None], index[:, None, :]]
         lost = weights[index]
-        return (lost * torch.linalg.solve(inner, lost)).sum((1, 2))
-    found = [
-        (weights[i] * torch.linalg.solve(inverse[i][:, i], weights[i])).sum() for i in columns
-    ]
+        each: Tensor = (lost * torch.linalg.solve(inner, lost)).sum((1, 2))
+        return each
+    found = [(weights[i] * torch.linalg.solve(inverse[i][:, i], weights[i])).sum() for i in columns]
     return torch.stack(found)
 
 

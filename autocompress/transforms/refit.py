@@ -5,7 +5,7 @@ from torch import Tensor
 
 from autocompress.transforms.gram import Moments
 
-__all__ = ["match_spread", "refit", "ridged"]
+__all__ = ["refit", "ridged"]
 
 
 def ridged(gram: Tensor, ridge: float) -> Tensor:
@@ -27,10 +27,3 @@ def refit(weights: Tensor, moments: Moments, gram: Tensor) -> Tensor:
     wanted = moments.cross.double() - moments.gram.double() @ start
     step = torch.cholesky_solve(wanted, torch.linalg.cholesky(gram))
     return (start + step).float()
-
-
-def match_spread(weights: Tensor, moments: Moments, spread: Tensor) -> Tensor:
-    """Scale each row such that its output's standard deviation is ``spread`` [groups, rows]."""
-    power = (weights * (moments.gram @ weights)).sum(1).clamp_min(0)
-    factor = torch.where(power > 0, spread / power.sqrt().clamp_min(1e-12), 1.0)
-    return weights * factor.clamp(0.5, 2.0).unsqueeze(1)

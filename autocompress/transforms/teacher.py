@@ -1,6 +1,7 @@
 """What the uncompressed network computes on the calibration data, sampled once."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -34,8 +35,10 @@ class Target:
 class Teacher:
     """The uncompressed network's answers on the calibration inputs; bounded memory.
 
-    ``limit_bytes`` bounds the samples that are kept, ``limit_images`` and the size of the largest
-    activation the inputs that are used.
+    ``limit_images``, and the size of the largest activation, bound the inputs that are used;
+    ``limit_bytes`` bounds the sampled outputs that are kept; ``oversampling`` is how many samples
+    a layer gets for each of its inputs. With ``correct_sums`` a layer that ends in a residual sum
+    is to make the sum right, not itself.
     """
 
     def __init__(
@@ -46,7 +49,7 @@ class Teacher:
         seed: int = 0,
         limit_images: int = 256,
         limit_bytes: int = 256 * 2**20,
-        oversampling: int = 8,
+        oversampling: int = 5,
         correct_sums: bool = True,
     ) -> None:
         self.network = network
@@ -55,50 +58,46 @@ class Teacher:
         generator = torch.Generator().manual_seed(seed)
         nodes = {node.name: node for node in network.graph.nodes}
         order = {name: place for place, name in enumerate(nodes)}
-        readers: dict[str, int] = {}
-        for node in network.graph.nodes:
-            for used in node.all_input_nodes:
-                if used.op == "get_attr":
-                    readers[str(used.target)] = readers.get(str(used.target), 0) + len(
-                        [a for a in node.args if a is used]
-                    )
-        budget = limit_bytes / max(1, 4 * sum(_width(layer) for layer in network.layers))
-        plans: dict[str, tuple[Layer, Window, Tensor | None, str | None]] = {}
+        readers = _readers(network)
+        share = limit_bytes // max(1, 4 * sum(_width(layer) for layer in network.layers))
+        places: dict[str, list[tuple[Layer, Window, Tensor | None, str | None]]] = {}
         for layer in network.layers:
             weight = network.params[layer.weight]
             window = window_of(nodes[layer.node], layer, weight)
             columns = math.prod(weight.shape[1:])
-            count = int(min(max(4096, oversampling * columns), 16384, max(budget, batch)))
+            count = min(max(4096, oversampling * columns), 16384, max(share, batch))
             spatial = layer.out_shape[1:] if window.kernel else layer.out_shape[:-1]
             positions = choose_positions(spatial, batch, count, generator)
             place, other = layer.node, None
             if correct_sums:
                 place, other = _sum_after(nodes[layer.node], order)
-            plans[layer.name] = (layer, window, positions, other)
-            self._places = getattr(self, "_places", {})
-            self._places.setdefault(place, []).append(layer.name)
-        self.targets: Mapping[str, Target] = {}
+            places.setdefault(place, []).append((layer, window, positions, other))
         found: dict[str, Target] = {}
 
         def observe(node: fx.Node, value: Tensor) -> None:
-            for name in self._places.get(node.name, ()):
-                layer, window, positions, other = plans[name]
+            for layer, window, positions, other in places.get(node.name, ()):
                 outputs = outputs_of(value, window, positions).clone()
-                shared = readers[layer.weight] > 1
-                found[name] = Target(window, positions, outputs, other, shared)
+                shared = readers[layer.weight] > 1 or readers[layer.bias] > 1
+                found[layer.name] = Target(window, positions, outputs, other, shared)
 
-        self.outputs = network.run(*self.inputs, observe=observe)
-        self.targets = found
+        network.run(*self.inputs, observe=observe)
+        self.targets: Mapping[str, Target] = found
 
     @property
     def nbytes(self) -> int:
         """Bytes that are held between plans."""
-        return sum(
-            tensor.numel() * tensor.element_size()
-            for target in self.targets.values()
-            for tensor in (target.outputs, target.positions)
-            if tensor is not None
-        )
+        held = [tensor for t in self.targets.values() for tensor in (t.outputs, t.positions)]
+        return sum(t.numel() * t.element_size() for t in (*held, *self.inputs) if t is not None)
+
+
+def _readers(network: Network) -> Counter[str]:
+    """Count how often each parameter is an argument."""
+    return Counter(
+        str(arg.target)
+        for node in network.graph.nodes
+        for arg in node.args
+        if isinstance(arg, fx.Node) and arg.op == "get_attr"
+    )
 
 
 def _width(layer: Layer) -> int:
@@ -109,11 +108,12 @@ def _sum_after(node: fx.Node, order: Mapping[str, int]) -> tuple[str, str | None
     """Return the sum that a layer's output goes into, and the operand that is there before."""
     if len(node.users) == 1:
         (user,) = node.users
-        if user.target is aten.add.Tensor and len(user.all_input_nodes) == 2 and not user.kwargs:
-            (other,) = [n for n in user.all_input_nodes if n is not node]
+        others = [used for used in user.all_input_nodes if used is not node]
+        if user.target is aten.add.Tensor and len(others) == 1 and not user.kwargs:
+            other = others[0]
             if other.op != "get_attr" and order[other.name] < order[node.name]:
-                same = "val" not in other.meta or "val" not in node.meta
-                if same or other.meta["val"].shape == node.meta["val"].shape:
+                shapes = [str(x.meta["val"].shape) for x in (node, other) if "val" in x.meta]
+                if len(shapes) == 2 and shapes[0] == shapes[1]:
                     return user.name, other.name
     return node.name, None
 

@@ -31,12 +31,12 @@ class Grid:
     @property
     def low(self) -> int:
         """The least code."""
-        return 1 - 2**self.bits if self.odd else -(2 ** (self.bits - 1))
+        return 1 - (1 << self.bits) if self.odd else -(1 << (self.bits - 1))
 
     @property
     def high(self) -> int:
         """The greatest code."""
-        return 2**self.bits - 1 if self.odd else 2 ** (self.bits - 1) - 1
+        return (1 << self.bits) - 1 if self.odd else (1 << (self.bits - 1)) - 1
 
     @property
     def step(self) -> int:
@@ -77,6 +77,10 @@ class QuantizedWeight:
         return self.codes.astype(np.float32) * self.scale.reshape(shape)
 
 
+_FINE = tuple(0.35 + 0.65 * step / 23 for step in range(24))
+_COARSE = tuple(0.7 + 0.3 * step / 9 for step in range(10))
+
+
 def nearest(weights: Array, scale: Array, grid: Grid) -> Array:
     """Return the nearest codes, as floats; ``scale`` broadcasts against ``weights``."""
     codes = weights / scale
@@ -99,11 +103,10 @@ def best_scale(
     weights = np.asarray(weights, dtype=np.float32)
     weigh = np.float32(1) if importance is None else importance.astype(np.float32)
     full = full_scale(weights, grid)
-    if not len(ratios):
-        ratios = np.linspace(0.35 if grid.bits < 5 else 0.7, 1.0, 24 if grid.bits < 5 else 10)
     least = np.full(len(weights), np.inf, dtype=np.float32)
     best = full
-    for ratio in ratios:
+    tried = ratios or (_FINE if grid.bits < 5 else _COARSE)
+    for ratio in tried:
         scale = full * np.float32(ratio)
         codes = nearest(weights, scale[:, None], grid)
         cross = np.sum(weights * codes * weigh, axis=1)

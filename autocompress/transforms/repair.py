@@ -1,0 +1,94 @@
+"""One layer made good: refitted to the inputs it now gets, rounded, its bias set right."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autocompress.transforms.compensate import compensate
+from autocompress.transforms.gram import Moments
+from autocompress.transforms.refit import refit, ridged
+from autocompress.transforms.weights import Array, Grid, QuantizedWeight, best_scale, nearest
+
+__all__ = ["Code", "Options", "repair", "round_weight"]
+
+#: How a parameter is stored that is not float32.
+Code = QuantizedWeight | Literal["float16"]
+
+#: A Gram matrix wider than this is not made: such layers are rounded to nearest.
+LIMIT_COLUMNS = 5120
+
+
+@dataclass(frozen=True)
+class Options:
+    """How layers are repaired and rounded.
+
+    ``refit``: refit weights in closed form; ``bn``: set biases such that outputs are right on
+    average (BatchNorm's shift); ``compensate``: round with the Gram matrix, up to
+    ``compensate_bits``, with ``sweeps`` of coordinate descent; ``ridge``: how strongly the refit
+    is drawn to the weights it starts from, in units of the inputs' mean variance; ``odd_bits``:
+    widths at which codes are odd (see :class:`QuantizedWeight`); ``calibrate``: the way to choose
+    ranges of activations, ``signed`` their codes.
+    """
+
+    refit: bool = True
+    bn: bool = True
+    compensate: bool = True
+    compensate_bits: int = 8
+    sweeps: int = 1
+    ridge: float = 0.01
+    odd_bits: tuple[int, ...] = (2,)
+    calibrate: str = "mse"
+    signed: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.ridge > 0 or self.sweeps < 0:
+            raise ValueError(f"ridge must be above 0 and sweeps not negative: {self}.")
+
+
+def round_weight(weight: Tensor, bits: int, options: Options) -> tuple[Tensor, Code | None]:
+    """Round a weight [out, ...] to the nearest values, each row's scale of least squared error."""
+    if bits >= 32:
+        return weight, None
+    if bits == 16:
+        return weight.half().float(), "float16"
+    grid = Grid(bits, bits in options.odd_bits)
+    rows = weight.reshape(len(weight), -1).numpy()
+    scale = best_scale(rows, grid)
+    return _stored(nearest(rows, scale[:, None], grid).reshape(weight.shape), scale, grid)
+
+
+def _stored(codes: Array, scale: Array, grid: Grid) -> tuple[Tensor, QuantizedWeight]:
+    stored = QuantizedWeight(
+        codes.astype(np.int8), scale.astype(np.float32).reshape(-1), grid.bits, grid.odd
+    )
+    return torch.from_numpy(stored.values), stored
+
+
+def repair(
+    weight: Tensor, bias: Tensor, seen: Moments, bits: int, options: Options, *, spoilt: bool
+) -> tuple[Tensor, Tensor, Code | None]:
+    """Return a layer's new weight, bias and the weight's codes.
+
+    ``weight``: [out, K/groups, ...]; ``seen``: moments of its inputs and of the outputs wanted;
+    ``spoilt``: whether its inputs are no longer those it was trained for, so that the weight
+    itself is to be refitted before it is rounded.
+    """
+    groups, size = seen.gram.shape[:2]
+    columns = weight.reshape(groups, -1, size).transpose(1, 2)
+    gram = ridged(seen.gram, options.ridge)
+    if options.refit and spoilt:
+        columns = refit(columns, seen, gram)
+    code: Code | None
+    if options.compensate and bits <= options.compensate_bits:
+        grid = Grid(bits, bits in options.odd_bits)
+        rounded = compensate(columns.numpy(), gram.numpy(), grid, sweeps=options.sweeps)
+        codes = rounded.codes.swapaxes(1, 2).reshape(weight.shape)
+        value, code = _stored(codes, rounded.scale, grid)
+    else:
+        value, code = round_weight(columns.transpose(1, 2).reshape(weight.shape), bits, options)
+    if options.bn:
+        bias = seen.bias(value.reshape(groups, -1, size).transpose(1, 2))
+    return value, bias, code
