@@ -1,0 +1,365 @@
+"""The command line: parse, call one function each, print. Heavy imports wait for their command."""
+
+import argparse
+import contextlib
+import math
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import autocompress
+from autocompress.errors import AutocompressError, InputError, NoModelError, unknown
+
+if TYPE_CHECKING:
+    import tqdm
+
+    from autocompress.api import Run
+    from autocompress.report.front import Front
+    from autocompress.search.driver import Progress
+
+__all__ = ["main"]
+
+_EXIT = """exit status: 0; 2 for input that cannot be used; 3 when no model meets the limits;
+130 when interrupted (the study is kept)"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"autocompress: error: {message} (see {self.prog} --help)\n")
+
+
+def _number(
+    kind: type[int] | type[float], above: float = 0, words: str = ""
+) -> Callable[[str], Any]:
+    """Return an argparse type for a finite number above a bound."""
+    rule = f"must be {'an integer' if kind is int else 'a number'}{words}"
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and value > above):
+            raise argparse.ArgumentTypeError(f"{rule}, not {text!r}")
+        return value
+
+    return parse
+
+
+_COUNT = _number(int, 0, " of at least 1")
+_SEED = _number(int, -1, " of at least 0")
+_LIMIT = _number(float, 0, " above 0")
+_BYTES = _number(int, 0, " (bytes) above 0")
+_ANY = _number(float, -math.inf)
+
+
+def _parser() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
+    parser = _Parser(
+        prog="autocompress",
+        description="Search per-layer pruning and bit widths of a trained PyTorch network for "
+        "small files that a stock runtime loads.",
+        epilog=_EXIT,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=autocompress.__version__)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    made: dict[str, argparse.ArgumentParser] = {}
+
+    def command(name: str, text: str, run: Callable[..., int]) -> argparse.ArgumentParser:
+        made[name] = commands.add_parser(
+            name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False
+        )
+        made[name].set_defaults(run=run)
+        return made[name]
+
+    quiet = {"action": "store_true", "help": "show nothing but the result"}
+    sub = command("search", "search as a configuration file says", _search)
+    sub.add_argument("config", type=Path, metavar="CONFIG.toml")
+    sub.add_argument(
+        "--run", type=Path, dest="run_dir", metavar="DIR", help="run directory (runs/<config>)"
+    )
+    sub.add_argument("--trials", type=_COUNT, metavar="N", help="completed trials to reach")
+    sub.add_argument("--latency-budget", type=_LIMIT, metavar="MS", help="limit, milliseconds")
+    sub.add_argument("--max-size", type=_BYTES, metavar="BYTES", help="limit on the file's size")
+    sub.add_argument("--sampler", metavar="NAME", help="tpe, nsga2, gp or random")
+    sub.add_argument("--target", metavar="NAME", help="runtime and file format")
+    sub.add_argument("--workers", type=_COUNT, default=1, metavar="N", help="1: trials in turn")
+    sub.add_argument("--seed", type=_SEED, metavar="N")
+    sub.add_argument("--quiet", **quiet)  # type: ignore[arg-type]
+
+    sub = command("resume", "go on with an interrupted or finished search", _resume)
+    sub.add_argument("directory", type=Path, metavar="DIR")
+    sub.add_argument("--trials", type=_COUNT, metavar="N", help="more trials")
+    sub.add_argument("--quiet", **quiet)  # type: ignore[arg-type]
+
+    sub = command("front", "print the Pareto front and the baselines", _front)
+    sub.add_argument("directory", type=Path, metavar="DIR")
+    sub.add_argument("--format", choices=("table", "csv", "json"), default="table")
+
+    sub = command("pick", "pick the most accurate file within limits and export it", _pick)
+    sub.add_argument("directory", type=Path, metavar="DIR")
+    sub.add_argument("--max-latency", type=_LIMIT, metavar="MS", help="upper end, milliseconds")
+    sub.add_argument("--max-size", type=_BYTES, metavar="BYTES")
+    sub.add_argument(
+        "--min-accuracy", type=_ANY, metavar="A", help="as in the front; alone: the smallest file"
+    )
+    sub.add_argument("--output", type=Path, metavar="FILE", help="export to this file")
+
+    sub = command("bench", "measure one file by the timing protocol", _bench)
+    sub.add_argument("file", type=Path, metavar="FILE")
+    sub.add_argument("--reference", type=Path, metavar="FILE", help="time it beside another file")
+    sub.add_argument("--threads", type=_COUNT, default=1, metavar="N")
+    sub.add_argument("--target", default="onnxruntime", metavar="NAME")
+    return parser, made
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser, commands = _parser()
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
+        parser.error(unknown("command", arguments[0], commands))
+    parsed, extra = parser.parse_known_args(arguments)
+    if extra:
+        sub = commands[parsed.command]
+        name = extra[0].partition("=")[0]
+        if not name.startswith("-"):
+            sub.error(f"one argument too many: {name!r}")
+        sub.error(unknown("option", name, sub._option_string_actions))
+    return parsed
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line (by default the process's own) and return its exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without "×" gets "?"
+    try:
+        parsed = _parse(sys.argv[1:] if arguments is None else arguments)
+        with _quiet_libraries():
+            status: int = parsed.run(parsed)
+        sys.stdout.flush()
+    except NoModelError as error:
+        return _complain(error, 3)
+    except AutocompressError as error:
+        return _complain(error, 2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe (head, less) has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return status
+
+
+def _complain(error: Exception, status: int) -> int:
+    text = " ".join(str(error).split())
+    print(f"autocompress: error: {text}", file=sys.stderr)
+    return status
+
+
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Keep other libraries' warnings and log lines off the screen, unless -W asks for them."""
+    import logging
+
+    previous = logging.root.manager.disable
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(previous)
+
+
+class _Screen:
+    """The progress of a search on stderr: notes, then a bar with the time left."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.done = 0
+        self.failed = 0
+        self.bar: tqdm.tqdm[NoReturn] | None = None
+
+    def __call__(self, progress: "Progress") -> None:
+        self.done = max(self.done, progress.done)
+        if self.quiet:
+            return
+        if progress.note:
+            self.close()
+            print(f"{progress.note} …", file=sys.stderr, flush=True)
+            return
+        if self.bar is None:
+            self.bar = self._open(progress)
+        score = progress.score
+        if score is not None and score.outcome == "failed":
+            self.failed += 1
+            if self.failed <= 3:
+                text = " ".join(score.message.split())
+                self.bar.write(f"trial {score.trial} failed: {text}", file=sys.stderr)
+        failures = f", {self.failed} failed" if self.failed else ""
+        best = f"best {progress.best}" if progress.best else ""
+        self.bar.set_postfix_str((best + failures).removeprefix(", "), refresh=False)
+        self.bar.update(progress.done - self.bar.n)
+
+    def _open(self, progress: "Progress") -> "tqdm.tqdm[NoReturn]":
+        import tqdm
+
+        terminal = sys.stderr.isatty()
+        return tqdm.tqdm(
+            total=progress.total,
+            initial=progress.done,
+            file=sys.stderr,
+            mininterval=0.2 if terminal else 15.0,
+            dynamic_ncols=terminal,
+            bar_format="trials {n_fmt}/{total_fmt} |{bar:20}| {elapsed} gone, {remaining} left"
+            "{postfix}",
+        )
+
+    def close(self) -> None:
+        """End the bar's line."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+def _drive(directory: Path, quiet: bool, start: Callable[[_Screen], "Run"]) -> int:
+    """Search under a progress bar, print the result and return the exit status."""
+    screen = _Screen(quiet)
+    try:
+        run = start(screen)
+    except KeyboardInterrupt:
+        screen.close()
+        print(f"interrupted; {_kept(directory, screen.done)}", file=sys.stderr)
+        return 130
+    finally:
+        screen.close()
+    if run.note and not quiet:
+        print(f"note: {run.note}", file=sys.stderr)
+    return _result(run)
+
+
+def _kept(directory: Path, seen: int) -> str:
+    """Return the sentence about the trials that are on disk and how to go on."""
+    with contextlib.suppress(Exception, KeyboardInterrupt):  # a second Ctrl-C ends the counting
+        from autocompress import api
+
+        scores = api.open_run(directory).scores
+        seen = sum(score.outcome == "ok" for score in scores)
+    if not (directory / "config.toml").exists():
+        return "nothing was finished yet; start again with the same command"
+    kept = "1 trial is kept" if seen == 1 else f"{seen} trials are kept"
+    return f"{kept}; continue with: autocompress resume {shlex.quote(str(directory))}"
+
+
+def _result(run: "Run") -> int:
+    front, place = run.front(), shlex.quote(str(run.directory))
+    print(front)
+    picture = run.directory / "front.png"
+    if picture.exists():
+        print(f"picture: {picture}")
+    print(f"run directory: {run.directory}")
+    if front.feasible:
+        suffix = front[0].path.suffix
+        print(f"export one: autocompress pick {place} --output model{suffix}")
+    return _status(front)
+
+
+def _status(front: "Front") -> int:
+    """Return 0, or 3 with the closest miss on stderr where nothing meets the budget."""
+    return 0 if front.feasible else _complain(NoModelError(front.message), 3)
+
+
+def _search(parsed: argparse.Namespace) -> int:
+    if parsed.workers != 1:
+        raise InputError(
+            f"--workers must be 1: trials are scored one after another, not by {parsed.workers}."
+        )
+    given = {
+        "trials": parsed.trials,
+        "latency_ms": parsed.latency_budget,
+        "max_size_bytes": parsed.max_size,
+        "sampler": parsed.sampler,
+        "target": parsed.target,
+        "seed": parsed.seed,
+    }
+    overrides = {name: value for name, value in given.items() if value is not None}
+    directory = parsed.run_dir or Path("runs") / parsed.config.stem
+
+    def start(screen: _Screen) -> "Run":
+        from autocompress import api
+
+        return api.search_config(
+            parsed.config, run_dir=directory, overrides=overrides, progress=screen
+        )
+
+    return _drive(directory, parsed.quiet, start)
+
+
+def _resume(parsed: argparse.Namespace) -> int:
+    def start(screen: _Screen) -> "Run":
+        from autocompress import api
+
+        return api.open_run(parsed.directory).resume(trials=parsed.trials, progress=screen)
+
+    return _drive(parsed.directory, parsed.quiet, start)
+
+
+def _front(parsed: argparse.Namespace) -> int:
+    from autocompress import api
+    from autocompress.report.tables import text_table, to_csv, to_json
+
+    front = api.open_run(parsed.directory).front()
+    if parsed.format != "table":
+        sys.stdout.write(to_csv(front) if parsed.format == "csv" else to_json(front))
+    elif front.members:
+        print(text_table(front))
+    return _status(front)
+
+
+def _pick(parsed: argparse.Namespace) -> int:
+    from autocompress import api
+    from autocompress.report.tables import describe
+
+    pick = (
+        api.open_run(parsed.directory)
+        .front()
+        .pick(
+            max_latency_ms=parsed.max_latency,
+            max_size_bytes=parsed.max_size,
+            min_accuracy=parsed.min_accuracy,
+        )
+    )
+    written = None if parsed.output is None else pick.export(parsed.output)
+    print(describe(pick))
+    if written is not None:
+        print(f"written: {written}\ncard: {written}.md, {written}.json")
+    return 0
+
+
+def _bench(parsed: argparse.Namespace) -> int:
+    from autocompress import api
+
+    timing = api.bench(
+        parsed.file, threads=parsed.threads, reference=parsed.reference, runtime=parsed.target
+    )
+    clock = {"cpu": "CPU clock", "wall": "wall clock"}.get(timing.clock, timing.clock)
+    print(
+        f"latency: {timing.latency_ms:.4g} ms (95 %: {timing.low_ms:.4g} to {timing.high_ms:.4g}), "
+        f"{clock}, threads: {parsed.threads}"
+    )
+    if parsed.reference is not None:
+        print(
+            f"reference: {timing.reference_ms:.4g} ms; the file takes {timing.ratio:.3f} times that"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
