@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
-from autocompress.targets.onnx_template import tensor
+from autocompress.targets.onnx_strip import tensor
 
 __all__ = ["NotPlain", "apply_edits", "check_shapes"]
 

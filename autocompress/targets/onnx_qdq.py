@@ -7,7 +7,7 @@ import numpy as np
 from onnx import FunctionProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, helper
 
 from autocompress.targets.onnx_packing import DOMAIN
-from autocompress.targets.onnx_template import tensor
+from autocompress.targets.onnx_strip import tensor
 
 __all__ = ["PAIR", "insert_pairs", "pair_function"]
 

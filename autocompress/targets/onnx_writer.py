@@ -13,7 +13,8 @@ from autocompress.errors import ArtifactError
 from autocompress.targets.onnx_edits import NotPlain, apply_edits, check_shapes
 from autocompress.targets.onnx_packing import DOMAIN, Form, half, pack, place_values
 from autocompress.targets.onnx_qdq import PAIR, insert_pairs, pair_function
-from autocompress.targets.onnx_template import Place, Template, graph_args, tensor
+from autocompress.targets.onnx_strip import tensor
+from autocompress.targets.onnx_template import Place, Template, graph_args
 
 if TYPE_CHECKING:
     from autocompress.transforms.compress import Compressed
@@ -157,9 +158,11 @@ class _Writer:
         if integer and shift is not None:
             assert step is not None
             codes, scale = self._fit(codes, axis, scale, shift, step)
-        native = codes.size > self.limit and not integer
-        four = native and weight.bits <= 4 and not weight.odd and self.opset >= 21
-        planes = weight.bits < 8 and not native
+        large = codes.size > self.limit
+        native = large and not integer
+        narrow = codes.min() >= -8 and codes.max() <= 7
+        four = native and narrow and self.opset >= 21
+        planes = weight.bits < 8 and not large
         form = Form(
             source="planes" if planes else "int4" if four else "int8",
             integer=integer,

@@ -8,7 +8,8 @@ import pytest
 
 from autocompress.targets import onnxruntime
 from autocompress.targets.onnx_edits import NotPlain, apply_edits, check_shapes
-from autocompress.targets.onnx_template import graph_args, make_template, tensor
+from autocompress.targets.onnx_strip import tensor
+from autocompress.targets.onnx_template import graph_args, make_template
 from tests.targets.support import Attention, Shuffled, builder, inputs, network, pruned, rounded
 
 

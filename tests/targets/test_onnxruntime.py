@@ -133,8 +133,11 @@ def test_large_layers_use_types_of_onnx(tmp_path: Path) -> None:
         np.testing.assert_allclose(target.open(path)(x.numpy()), compressed(x).numpy(), atol=2e-3)
         types = {i.data_type for i in onnx.load(str(path)).graph.initializer if len(i.dims) == 4}
         kinds[bits] = types & {onnx.TensorProto.INT4, onnx.TensorProto.INT8}
-    assert kinds[4] == {onnx.TensorProto.INT4}
+    assert kinds[2] == kinds[4] == {onnx.TensorProto.INT4}
     assert kinds[8] == {onnx.TensorProto.INT8}
+    path = build(rounded(net, 4, 8), tmp_path / "a").path
+    found = optimised(path, tmp_path / "optimised")
+    assert (found["QLinearConv"], found["MatMulInteger"]) == (5, 0)
 
 
 def test_an_unknown_tensor_cannot_be_rounded(tmp_path: Path) -> None:
