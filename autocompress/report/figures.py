@@ -230,13 +230,15 @@ def _ticks(axis: "Axes", values: Sequence[float], limit: float | None) -> None:
 def _label(figure: "Figure", axis: "Axes", front: "Front", panel: _Panel, unit: float) -> None:
     """Write the baselines' names beside their marks, where they cover neither marks nor names."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.patheffects import withStroke
+    from matplotlib.text import Text
 
     renderer: Any = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
     figure.draw_without_rendering()  # settles where the axes are
     to_pixels = axis.transData.transform
     picks = {p.score.trial: p.score for p in (*front.members, *front.baselines)}
     marks = [to_pixels((panel.x(s), s.accuracy * unit)) for s in picks.values()]
+    tested = [p.score for p in front.members if not math.isnan(p.score.test_accuracy)]
+    marks += [to_pixels((panel.x(s), s.test_accuracy * unit)) for s in tested]
     frame = axis.get_window_extent()
     taken = [_Box(x - 4, y - 4, x + 4, y + 4) for x, y in marks]
     if panel.value == "size_bytes":
@@ -245,8 +247,8 @@ def _label(figure: "Figure", axis: "Axes", front: "Front", panel: _Panel, unit: 
             taken += [_Box(x, y - 1, x_next, y + 1), _Box(x_next - 1, y, x_next + 1, y_next)]
     leader = {"arrowstyle": "-", "color": _BASE, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}
     pixel = figure.dpi / 72
-    for pick in front.baselines:
-        score = pick.score
+    named = sorted(front.baselines, key=lambda pick: pick.score is not front.reference)
+    for score in (pick.score for pick in named):
         name = short_name(score.baseline)
         x, y = to_pixels((panel.x(score), score.accuracy * unit))
         if not (frame.x0 <= x <= frame.x1 and frame.y0 <= y <= frame.y1):
@@ -256,10 +258,10 @@ def _label(figure: "Figure", axis: "Axes", front: "Front", panel: _Panel, unit: 
                 one_line(name), (panel.x(score), score.accuracy * unit), xytext=(dx, dy),
                 textcoords="offset points", fontsize=7.5, color=_BASE,
                 ha="left" if dx > 0 else "right" if dx < 0 else "center", va="center", zorder=5,
-                path_effects=[withStroke(linewidth=2, foreground="white")],
+                bbox={"facecolor": "white", "alpha": 0.5, "linewidth": 0, "pad": 0.6},
                 arrowprops=leader if math.hypot(dx, dy) > 14 else None,
             )  # fmt: skip
-            extent = note.get_window_extent(renderer)
+            extent = Text.get_window_extent(note, renderer)  # without its leader
             width, height = extent.width, extent.height
             left = x + dx * pixel - (0 if dx > 0 else width if dx < 0 else width / 2)
             box = _Box(left, y + dy * pixel - height / 2, left + width, y + dy * pixel + height / 2)

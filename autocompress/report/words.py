@@ -79,7 +79,7 @@ def limits(budget: Budget, min_accuracy: float | None = None) -> str:
     if min_accuracy is not None:
         parts.append(f"accuracy at least {min_accuracy:g}")
     if budget.max_size_bytes is not None:
-        parts.append(f"size at most {budget.max_size_bytes:g} bytes")
+        parts.append(f"size at most {budget.max_size_bytes:,.0f} bytes")
     if budget.latency_ms is not None:
         parts.append(f"latency at most {budget.latency_ms:g} ms")
     return ", ".join(parts) or "none"
