@@ -11,7 +11,7 @@ from autocompress.errors import InputError, PlanError, unknown
 from autocompress.models.network import Network
 from autocompress.spec.abilities import Abilities
 from autocompress.spec.plan import Plan
-from autocompress.transforms.edges import rounded_tensors
+from autocompress.transforms.edges import integer_layers, rounded_tensors
 from autocompress.transforms.observe import METHODS, ActivationRange
 from autocompress.transforms.prune import count_kept, energy_orders, magnitude_order
 from autocompress.transforms.rebuild import rebuild
@@ -45,6 +45,11 @@ class Compressed:
     network: Network
     weights: Mapping[str, Code]
     activations: Mapping[str, ActivationRange]
+
+    @property
+    def integer(self) -> frozenset[str]:
+        """Names of the layers that are to run on integers."""
+        return integer_layers(self.network, self.plan)
 
     def __call__(self, *inputs: Tensor) -> Any:
         """Return the simulated outputs, rounding activations as the plan says."""
@@ -101,6 +106,11 @@ class Compressor:
         )
         self.teacher = Teacher(network, calibration, seed=seed, limit_images=images)
         self._orders: dict[str, tuple[int, ...]] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of tensors that are held between plans."""
+        return self.teacher.nbytes
 
     def order(self, unit: str) -> tuple[int, ...]:
         """Return the channels of a unit in the order in which they are removed."""

@@ -9,7 +9,7 @@ from autocompress.models.network import Network
 from autocompress.spec.abilities import Abilities
 from autocompress.spec.plan import Plan
 
-__all__ = ["chain_end", "rounded_tensors"]
+__all__ = ["chain_end", "integer_layers", "rounded_tensors"]
 
 aten = torch.ops.aten
 
@@ -46,28 +46,46 @@ def chain_end(node: fx.Node, abilities: Abilities) -> fx.Node:
     return node
 
 
+def _asked(network: Network, plan: Plan) -> tuple[dict[str, fx.Node], dict[fx.Node, int]]:
+    """Return the input of every layer, and the widest width asked for by any that reads it."""
+    nodes = {node.name: node for node in network.graph.nodes}
+    source: dict[str, fx.Node] = {}
+    asked: dict[fx.Node, int] = {}
+    for layer in network.layers:
+        tensor = nodes[layer.node].args[0]
+        assert isinstance(tensor, fx.Node)
+        source[layer.name] = tensor
+        small = plan.get(layer.name, "w_bits") <= 8
+        bits = int(plan.get(layer.name, "a_bits")) if small else 32
+        asked[tensor] = max(asked.get(tensor, 0), bits)
+    return source, asked
+
+
+def integer_layers(network: Network, plan: Plan) -> frozenset[str]:
+    """Return the names of the layers that are to run on integers.
+
+    Those whose weight has at most 8 bits and whose input is rounded because every layer that
+    reads it asks for that. A layer that asks for float32 stays a float one even where its input
+    happens to be rounded as the output of another.
+    """
+    source, asked = _asked(network, plan)
+    return frozenset(name for name, tensor in source.items() if asked[tensor] <= 8)
+
+
 def rounded_tensors(network: Network, plan: Plan, abilities: Abilities) -> dict[str, int]:
     """Return the bits of every tensor that the plan rounds, by the name of its node.
 
-    A layer is an integer layer when its weight has at most 8 bits and its input is rounded; an
-    input is rounded when every layer that reads it asks for that, to the widest width asked for.
-    Besides inputs: outputs of integer layers whose kernel needs it, and sums of rounded tensors
-    that integer layers read.
+    Rounded are the inputs of integer layers (see :func:`integer_layers`), to the widest width
+    asked for; outputs of integer layers, where the target's kernel needs that; and sums of
+    rounded tensors that integer layers read.
     """
     nodes = {node.name: node for node in network.graph.nodes}
-    source = {layer.name: nodes[layer.node].args[0] for layer in network.layers}
-    asked: dict[fx.Node, int] = {}
-    for layer in network.layers:
-        bits = int(plan.get(layer.name, "a_bits")) if plan.get(layer.name, "w_bits") <= 8 else 32
-        tensor = source[layer.name]
-        assert isinstance(tensor, fx.Node)
-        asked[tensor] = max(asked.get(tensor, 0), bits)
+    source, asked = _asked(network, plan)
     found = {tensor.name: bits for tensor, bits in asked.items() if bits <= 8}
     for layer in network.layers:
-        tensor = source[layer.name]
-        assert isinstance(tensor, fx.Node)
-        if tensor.name in found and layer.kind in abilities.quantized_outputs:
-            found.setdefault(chain_end(nodes[layer.node], abilities).name, asked[tensor])
+        bits = asked[source[layer.name]]
+        if bits <= 8 and layer.kind in abilities.quantized_outputs:
+            found.setdefault(chain_end(nodes[layer.node], abilities).name, bits)
     for node in network.graph.nodes:
         operands = node.all_input_nodes
         if node.target not in ADDS or len(operands) != 2:

@@ -77,7 +77,7 @@ class QuantizedWeight:
         return self.codes.astype(np.float32) * self.scale.reshape(shape)
 
 
-_FINE = tuple(0.35 + 0.65 * step / 23 for step in range(24))
+_FINE = tuple(0.15 + 0.85 * step / 23 for step in range(24))
 _COARSE = tuple(0.7 + 0.3 * step / 9 for step in range(10))
 
 

@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+import torch
+
+from autocompress.errors import InputError
+from autocompress.transforms.observe import METHODS, ActivationRange, observe
+
+
+def sample(kind: str) -> torch.Tensor:
+    value = torch.randn(4, 3, 50, generator=torch.Generator().manual_seed(0))
+    value[0, 0, 0] = 30.0
+    return {"both": value, "relu": value.relu(), "negative": -value.relu(), "shifted": value + 40}[
+        kind
+    ]
+
+
+def error(value: torch.Tensor, chosen: ActivationRange) -> float:
+    return float((chosen.simulate(value) - value).square().sum())
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", ["both", "relu", "negative", "shifted"])
+@pytest.mark.parametrize("signed", [False, True])
+def test_zero_is_exact_and_codes_fit(method: str, kind: str, signed: bool) -> None:
+    value = sample(kind)
+    chosen = observe(value, method, signed=signed)
+    assert chosen.simulate(torch.zeros(1)).item() == 0
+    assert (chosen.low, chosen.high) == ((-128, 127) if signed else (0, 255))
+    if kind in ("relu", "shifted"):
+        assert chosen.zero_point == chosen.low
+    codes = torch.round(value / chosen.scale) + chosen.zero_point
+    wanted = (codes.clamp(chosen.low, chosen.high) - chosen.zero_point) * chosen.scale
+    torch.testing.assert_close(chosen.simulate(value), wanted)
+
+
+def test_minmax_covers_everything() -> None:
+    value = sample("both")
+    chosen = observe(value, "minmax")
+    assert float((chosen.simulate(value) - value).abs().max()) <= chosen.scale * 1.01
+    wanted = (float(value.max()) - float(value.min())) / 255
+    assert chosen.scale == pytest.approx(wanted)
+
+
+def test_percentile_is_that_of_numpy() -> None:
+    value = torch.randn(200_001, generator=torch.Generator().manual_seed(1))
+    value[0] = 500.0
+    chosen = observe(value[:100_001], "percentile")
+    low, high = np.percentile(value[:100_001].numpy(), [0.01, 99.99])
+    assert chosen.scale * 255 == pytest.approx(high - low, rel=0.05)
+    assert observe(value[:100_001], "minmax").scale > 20 * chosen.scale
+
+
+@pytest.mark.parametrize("kind", ["both", "relu"])
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_mse_is_near_the_best_of_a_brute_force_search(kind: str, bits: int) -> None:
+    value = sample(kind)
+    least, greatest = float(value.min()), float(value.max())
+    best = min(
+        error(value, ActivationRange.covering(least * a, greatest * b, bits))
+        for a in np.linspace(0.05, 1, 20)
+        for b in np.linspace(0.05, 1, 20)
+    )
+    found = error(value, observe(value, "mse", bits))
+    assert found <= 1.2 * best
+    assert found <= error(value, observe(value, "minmax", bits)) * 1.001
+
+
+def test_constant_and_bad_values() -> None:
+    assert observe(torch.zeros(5)).scale == 1.0
+    assert observe(torch.full((5,), 3.0)).simulate(torch.tensor([3.0])).item() == pytest.approx(3)
+    with pytest.raises(InputError, match="finite"):
+        observe(torch.tensor([1.0, float("nan")]))
+    with pytest.raises(InputError, match="Did you mean 'minmax'"):
+        observe(torch.ones(3), "minmaks")
+    with pytest.raises(InputError, match="empty"):
+        observe(torch.ones(0))
+
+
+@pytest.mark.parametrize("arguments", [(0.0, 0), (1.0, 256), (1.0, -1), (1.0, 0, 9)])
+def test_impossible_ranges_are_refused(arguments: tuple[float, int]) -> None:
+    with pytest.raises(ValueError, match=r"range|zero point"):
+        ActivationRange(*arguments)
