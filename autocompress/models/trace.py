@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from autocompress.errors import TraceError
+from autocompress.models.channel_moves import canonical
 from autocompress.models.network import Layer, Network
 
 __all__ = ["LAYER_OPS", "silence", "trace"]
@@ -83,6 +84,7 @@ def trace(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Network:
             f"of every input). {type(error).__name__}: {lines[0] if lines else 'no message'}"
         ) from error
     graph, params = _unlift(program)
+    canonical(graph)
     _fold_constants(graph, params)
     _fold_batch_norm(graph, params)
     _give_biases(graph, params)

@@ -3,13 +3,22 @@ from functools import partial
 
 import pytest
 import torch
-from group_nets import NETS, NORMS_OVER_CHANNELS, Shuffle, choose, masked, prune, resnet, traced
 from torch import Tensor, nn
 
 from autocompress.errors import PlanError
 from autocompress.models.network import Network
 from autocompress.models.students import STUDENTS
 from autocompress.models.trace import trace
+from tests.models.group_nets import (
+    NETS,
+    NORMS_OVER_CHANNELS,
+    Shuffle,
+    choose,
+    masked,
+    prune,
+    resnet,
+    traced,
+)
 
 ALL = {**NETS, **{f"student {name}": partial(make, in_channels=3, num_classes=5)
                   for name, make in STUDENTS.items()}}  # fmt: skip

@@ -5,13 +5,13 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from group_nets import choose, masked, prune, traced
 from torch import Tensor, nn
 
 from autocompress.models.channel_ids import Book, Ids
 from autocompress.models.channel_moves import canonical
 from autocompress.models.network import Network
 from autocompress.models.trace import trace
+from tests.models.group_nets import choose, masked, prune, traced
 
 Middle = Callable[[Tensor], Tensor]
 

@@ -1,0 +1,178 @@
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from autocompress.errors import PlanError, TraceError
+from autocompress.models.students import MobileNetV2, ResNet
+from autocompress.models.trace import trace
+
+
+def warmed(model):
+    """Give BatchNorms statistics and weights that are not neutral."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            if module.affine:
+                nn.init.normal_(module.weight)
+                nn.init.normal_(module.bias)
+    return model.eval()
+
+
+class Standing(nn.Module):
+    """A BatchNorm with no layer before it, one after an add, one over tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.bn0 = nn.BatchNorm2d(3)
+        self.conv = nn.Conv2d(3, 6, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(6, affine=False)
+        self.down = nn.Conv2d(6, 6, 1)
+        self.bn2 = nn.BatchNorm2d(6)
+        self.fc = nn.Linear(6, 5)
+        self.bn3 = nn.BatchNorm1d(5)
+
+    def forward(self, x):
+        y = F.relu(self.bn1(self.conv(self.bn0(x))))
+        y = self.bn2(y + self.down(y))
+        return self.bn3(self.fc(y.mean((2, 3))))
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.bn1, self.bn2 = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.bn2(self.conv(F.relu(self.bn1(self.conv(x)))))
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 3), nn.Linear(6, 3)
+
+    def forward(self, x, y):
+        s = self.a(x) + self.b(y)
+        return s, s.relu()
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (ResNet(in_channels=1, depth=1), (1, 28, 28)),
+        (MobileNetV2(in_channels=1), (1, 28, 28)),
+        (Standing(), (3, 6, 6)),
+        (Tied(), (4, 5, 5)),
+        (nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), (4,)),
+        (nn.Sequential(nn.Conv1d(2, 4, 3), nn.GELU(), nn.Flatten(), nn.Linear(16, 3)), (2, 6)),
+        (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), (5, 8)),
+    ],
+)
+def test_the_network_computes_what_the_model_does(model, shape):
+    model = warmed(model)
+    network = trace(model, (torch.randn(1, *shape),))
+    for batch in (1, 2, 7):
+        x = torch.randn(batch, *shape)
+        torch.testing.assert_close(network(x), model(x), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(network.module()(x)[0], model(x), rtol=1e-4, atol=1e-4)
+    assert not any("batch_norm" in str(node.target) for node in network.graph.nodes)
+    assert all(layer.bias in network.params for layer in network.layers)
+
+
+def test_several_inputs_and_outputs():
+    model = Two().eval()
+    network = trace(model, (torch.randn(1, 4), torch.randn(1, 6)))
+    x, y = torch.randn(3, 4), torch.randn(3, 6)
+    for found, expected in zip(network(x, y), model(x, y), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_the_model_is_not_touched():
+    model = warmed(ResNet(in_channels=1, depth=1))
+    before = copy.deepcopy(model.state_dict())
+    network = trace(model, (torch.randn(1, 1, 28, 28),))
+    network.params["fc.weight"].zero_()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_layer_table_counts_by_hand():
+    model = warmed(MobileNetV2(in_channels=1))
+    network = trace(model, (torch.randn(1, 1, 28, 28),))
+    stem = network.layer("features.0.0")
+    assert (stem.kind, stem.in_shape, stem.out_shape) == ("conv", (1, 28, 28), (16, 28, 28))
+    assert stem.macs == 16 * 9 * 28 * 28
+    assert stem.parameters == 16 * 9 + 16
+    depthwise = network.layer("features.1.layers.0.0")
+    assert (depthwise.kind, depthwise.groups) == ("depthwise", 16)
+    assert depthwise.macs == 16 * 9 * 28 * 28
+    head = network.layer("classifier")
+    assert (head.kind, head.macs, head.positions) == ("linear", 2560, 1)
+    assert network.macs == sum(layer.macs for layer in network.layers)
+    with pytest.raises(PlanError, match=r"features\.0\.0"):
+        network.layer("features.0.00")
+
+
+def test_token_positions_count_in_macs():
+    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    network = trace(model, (torch.randn(1, 5, 8),))
+    assert network.layer("linear1").macs == 5 * 8 * 16
+    assert network.layer("self_attn.out_proj").macs == 5 * 8 * 8
+
+
+def test_fingerprint_changes_with_weights_alone():
+    model = warmed(ResNet(in_channels=1, depth=1))
+    x = (torch.randn(1, 1, 28, 28),)
+    one, two = trace(model, x), trace(model, x)
+    assert one.fingerprint == two.fingerprint
+    changed = one.replace(params={"fc.bias": one.params["fc.bias"] + 1e-3})
+    assert changed.fingerprint != one.fingerprint
+
+
+def test_observe_sees_and_replaces_values():
+    network = trace(warmed(Standing()), (torch.randn(1, 3, 6, 6),))
+    x = torch.randn(2, 3, 6, 6)
+    node = network.layer("conv").node
+    seen = {}
+
+    def observe(n, value):
+        seen[n.name] = value
+        return torch.zeros_like(value) if n.name == node else None
+
+    zeroed = network.run(x, observe=observe)
+    assert node in seen
+    assert not torch.allclose(zeroed, network(x))
+    assert torch.allclose(zeroed[0], zeroed[1])
+
+
+def test_edits_leave_the_original_graph_alone():
+    network = trace(nn.Sequential(nn.Flatten(), nn.Linear(6, 2)).eval(), (torch.randn(1, 2, 3),))
+    view = next(n for n in network.graph.nodes if "view" in str(n.target))
+    edited = network.replace(edits={view.name: (view.args[0], [-1, 6])})
+    x = torch.randn(2, 2, 3)
+    assert torch.equal(edited(x), network(x))
+    assert [n.name for n in edited.graph.nodes] == [n.name for n in network.graph.nodes]
+    assert next(n for n in edited.graph.nodes if n.name == view.name).args[1] == [-1, 6]
+    assert view.args[1] != [-1, 6]
+
+
+class Branching(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+class FixedBatch(nn.Module):
+    def forward(self, x):
+        return x.reshape(2, -1)
+
+
+@pytest.mark.parametrize("model", [Branching(), FixedBatch()])
+def test_what_cannot_be_exported_is_one_clear_error(model, capfd):
+    with pytest.raises(TraceError, match=r"torch\.export"):
+        trace(model.eval(), (torch.randn(1, 4),))
+    assert capfd.readouterr() == ("", "")
