@@ -7,7 +7,7 @@ from torch import Tensor, nn
 __all__ = ["MobileNetV2"]
 
 # expansion, channels at width 1, blocks, stride of the first (table 2, shortened for few pixels)
-_STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 3, 2), (6, 96, 2, 1))
+_STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 1), (6, 64, 3, 2), (6, 96, 2, 1))
 
 
 class MobileNetV2(nn.Module):
