@@ -99,7 +99,8 @@ def steps(name: str, trials: int, sampler: str, directory: Path) -> None:
             rows[step].append(seconds)
         memory.append(resident())
     print(
-        f"\n{name}, {sampler}, {trials} trials, {len(space.knobs)} parameters, ready in {ready:.1f} s"
+        f"\n{name}, {sampler}, {trials} trials, {len(space.knobs)} parameters, "
+        f"ready in {ready:.1f} s"
     )
     for step, seconds in rows.items():
         ms = sorted(1e3 * value for value in seconds)
