@@ -6,7 +6,6 @@ weights are [groups, K, rows], columns of inputs first, so that the rows that ar
 lie together; H is [groups, K, K].
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,20 +25,22 @@ class Rounded:
     codes: Array
     scale: Array
 
+    @property
+    def values(self) -> Array:
+        """The weights, [groups, K, rows]."""
+        return self.codes * self.scale[:, None]
 
-def feedback(gram: Array) -> tuple[Array, Array]:
-    """Factor H = (I + U) D (I + U)ᵀ with U strictly upper triangular; return Uᵀ and diag D.
 
-    H must be positive definite. Rounding column k of W to the nearest value of
+def feedback(factor: Array) -> tuple[Array, Array]:
+    """Write H = R Rᵀ as (I + U) D (I + U)ᵀ with unit diagonals; return (I + U)ᵀ and diag D.
+
+    ``factor``: R, upper triangular. Rounding column k of W to the nearest value of
     W_k + Σ_{j<k} (W_j - Q_j) U_jk is GPTQ (Frantar et al. 2023; Chee et al. 2023, eq. 2, show that
     the two are the same), and needs no inverse.
     """
-    flipped = torch.from_numpy(gram[:, ::-1, ::-1].copy())
-    factor = torch.linalg.cholesky(flipped).numpy()[:, ::-1, ::-1]
     pivots = np.diagonal(factor, axis1=1, axis2=2)
-    upper = np.swapaxes(factor / pivots[:, None, :], 1, 2)
-    upper = np.ascontiguousarray(upper, dtype=np.float32)
-    return np.tril(upper, -1), (pivots**2).astype(np.float32)
+    lower = np.ascontiguousarray((factor / pivots[:, None, :]).swapaxes(1, 2), dtype=np.float32)
+    return lower, (pivots**2).astype(np.float32)
 
 
 def _product(left: Array, right: Array) -> Array:
@@ -48,52 +49,48 @@ def _product(left: Array, right: Array) -> Array:
     return np.asarray(torch.matmul(torch.from_numpy(left), torch.from_numpy(right)).numpy())
 
 
-def _sweep(base: Array, coefs: Array, before: Array, scale: Array, grid: Grid, out: Array) -> None:
+def _units(weights: Array, scale: Array, grid: Grid) -> Array:
+    """Return weights in units in which the grid's codes are consecutive integers."""
+    offset = grid.low % grid.step
+    return np.asarray((weights / scale[:, None] - offset) / grid.step, dtype=np.float32)
+
+
+def _codes(whole: Array, grid: Grid) -> Array:
+    """Return the grid's codes of consecutive integers."""
+    return whole * grid.step + grid.low % grid.step
+
+
+def _sweep(base: Array, coefs: Array, before: Array, grid: Grid, out: Array) -> None:
     """Round the columns of one block in order, each knowing the changes before it.
 
-    The value to round is base_k + Σ_{j<k} coefs_kj changes_j, and changes_k = before_k - Q_k scale.
+    The value to round is base_k + Σ_{j<k} coefs_kj changes_j, and changes_k = before_k - out_k.
     """
-    size = base.shape[1]
     changes = np.empty_like(base)
-    inverse = 1 / scale
-    half = grid.odd
-    if half:
-        inverse = inverse / 2
-    low, high = np.float32(grid.low), np.float32(grid.high)
-    two, one = np.float32(2), np.float32(1)
-    for k in range(size):
+    low, high = (np.float32(code // grid.step) for code in (grid.low, grid.high))
+    for k in range(base.shape[1]):
         code = out[:, k]
         if k:
-            value = np.matmul(coefs[:, k : k + 1, :k], changes[:, :k])[:, 0]
-            value += base[:, k]
-            np.multiply(value, inverse, out=code)
-        else:
-            np.multiply(base[:, k], inverse, out=code)
-        if half:
-            np.floor(code, out=code)
-            np.multiply(code, two, out=code)
-            np.add(code, one, out=code)
-        else:
+            np.add(np.matmul(coefs[:, k : k + 1, :k], changes[:, :k])[:, 0], base[:, k], out=code)
             np.rint(code, out=code)
+        else:
+            np.rint(base[:, k], out=code)
         np.minimum(code, high, out=code)
         np.maximum(code, low, out=code)
-        np.multiply(code, scale, out=changes[:, k])
-        np.subtract(before[:, k], changes[:, k], out=changes[:, k])
+        np.subtract(before[:, k], code, out=changes[:, k])
 
 
-def _forward(weights: Array, lower: Array, scale: Array, grid: Grid) -> Array:
-    """One pass of error feedback over all columns; return the codes."""
+def _forward(weights: Array, lower: Array, grid: Grid) -> Array:
+    """One pass of error feedback over all columns, in units of :func:`_units`."""
     size = weights.shape[1]
-    codes = np.empty_like(weights)
-    errors = np.empty_like(weights)
+    whole, errors = np.empty_like(weights), np.empty_like(weights)
     for start in range(0, size, BLOCK):
         block = slice(start, min(start + BLOCK, size))
         base = weights[:, block]
         if start:
             base = base + _product(lower[:, block, :start], errors[:, :start])
-        _sweep(base, lower[:, block, block], weights[:, block], scale, grid, codes[:, block])
-        errors[:, block] = weights[:, block] - codes[:, block] * scale[:, None]
-    return codes
+        _sweep(base, lower[:, block, block], weights[:, block], grid, whole[:, block])
+        np.subtract(weights[:, block], whole[:, block], out=errors[:, block])
+    return whole
 
 
 def descend(weights: Array, gram: Array, rounded: Rounded, grid: Grid) -> Rounded:
@@ -101,24 +98,22 @@ def descend(weights: Array, gram: Array, rounded: Rounded, grid: Grid) -> Rounde
 
     Each column is set to its best value given all others (Behdin et al. 2023).
     """
-    codes, scale = rounded.codes.copy(), rounded.scale
-    size = weights.shape[1]
-    errors = weights - codes * scale[:, None]
+    exact, whole = (_units(part, rounded.scale, grid) for part in (weights, rounded.values))
+    whole = np.rint(whole)
+    errors = exact - whole
     coefs = gram / np.diagonal(gram, axis1=1, axis2=2)[:, :, None]
-    for start in range(0, size, BLOCK):
-        block = slice(start, min(start + BLOCK, size))
-        rest = _product(coefs[:, block], errors)
-        old = errors[:, block]
-        base = weights[:, block] - old + rest
-        # changes_k = (W_k - Q_k scale) - old_k enters the columns after it
-        _sweep(base, coefs[:, block, block], weights[:, block] - old, scale, grid, codes[:, block])
-        errors[:, block] = weights[:, block] - codes[:, block] * scale[:, None]
-    return Rounded(codes, scale)
+    for start in range(0, weights.shape[1], BLOCK):
+        block = slice(start, min(start + BLOCK, weights.shape[1]))
+        before = whole[:, block].copy()
+        base = before + _product(coefs[:, block], errors)
+        _sweep(base, coefs[:, block, block], before, grid, whole[:, block])
+        np.subtract(exact[:, block], whole[:, block], out=errors[:, block])
+    return Rounded(_codes(whole, grid), rounded.scale)
 
 
 def output_error(weights: Array, gram: Array, rounded: Rounded) -> Array:
     """Return the squared output error of each row, [groups, rows]."""
-    errors = weights - rounded.codes * rounded.scale[:, None]
+    errors = weights - rounded.values
     return np.asarray(np.sum(errors * _product(gram, errors), axis=1))
 
 
@@ -133,38 +128,29 @@ def refit_scale(weights: Array, gram: Array, rounded: Rounded) -> Rounded:
 
 
 def compensate(
-    weights: Array,
-    gram: Array,
-    grid: Grid,
-    *,
-    ratios: Sequence[float] = (),
-    sweeps: int = 1,
+    weights: Array, gram: Array, factor: Array, grid: Grid, *, sweeps: int = 0
 ) -> Rounded:
     """Round a layer's weights such that its outputs change least.
 
-    Every ratio of the unclipped scale is tried for every row at once, then scale and codes take
-    turns for ``sweeps`` rounds. ``weights``: [groups, K, rows]; ``gram``: [groups, K, K],
-    positive definite.
+    Several ratios of the unclipped scale are tried for every row at once, then codes and scale
+    take turns for ``sweeps`` rounds. ``weights``: [groups, K, rows]; ``gram``: [groups, K, K],
+    positive definite; ``factor``: the upper triangular R with R Rᵀ = gram.
     """
-    weights = np.ascontiguousarray(weights, dtype=np.float32)
     groups, size, rows = weights.shape
-    lower, pivots = feedback(gram)
+    lower, pivots = feedback(factor)
     gram = gram.astype(np.float32)
-    tried = np.asarray(ratios or _RATIOS[grid.bits], dtype=np.float32)
-    flat = weights.swapaxes(1, 2).reshape(groups * rows, size)
-    full = full_scale(flat, grid).reshape(groups, rows)
-    scale = (full[:, None, :] * tried[None, :, None]).reshape(groups, -1)
-    stacked = np.tile(weights, (1, 1, len(tried)))
-    codes = _forward(stacked, lower, scale, grid)
-    # tr(E H Eᵀ) with the rounding residuals of the feedback pass
-    errors = stacked - codes * scale[:, None]
-    residuals = errors + _product(lower, errors)
-    cost = np.einsum("gkr,gk->gr", residuals**2, pivots).reshape(groups, len(tried), rows)
-    pick = cost.argmin(axis=1)
-    columns = pick * rows + np.arange(rows)
+    tried = np.asarray(_RATIOS[grid.bits], dtype=np.float32)
+    full = full_scale(weights.swapaxes(1, 2).reshape(groups * rows, size), grid)
+    scale = (full.reshape(groups, 1, rows) * tried[:, None]).reshape(groups, -1)
+    stacked = _units(np.concatenate([weights] * len(tried), axis=2), scale, grid)
+    whole = _forward(stacked, lower, grid)
+    # tr(E H Eᵀ) with the residuals that the pass leaves
+    residuals = _product(lower, stacked - whole)
+    cost = np.einsum("gkr,gk->gr", residuals**2, pivots) * scale**2
+    pick = cost.reshape(groups, len(tried), rows).argmin(axis=1) * rows + np.arange(rows)
     best = Rounded(
-        np.take_along_axis(codes, columns[:, None, :], axis=2),
-        np.take_along_axis(scale, columns, axis=1),
+        _codes(np.take_along_axis(whole, pick[:, None, :], axis=2), grid),
+        np.take_along_axis(scale, pick, axis=1),
     )
     best = refit_scale(weights, gram, best)
     for _ in range(sweeps):

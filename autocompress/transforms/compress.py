@@ -85,7 +85,7 @@ class Compressor:
         refit: bool = True,
         bn: bool = True,
         compensate: bool = True,
-        images: int = 256,
+        images: int = 192,
         seed: int = 0,
         **options: Any,
     ) -> None:

@@ -1,4 +1,8 @@
-"""Samples of a layer's inputs and outputs, and their Gram matrices."""
+"""Samples of a layer's inputs and outputs, and their Gram matrices.
+
+The columns of a layer, what it reads at one position of its output, are ordered by group, cell of
+the kernel, channel: in memory that is laid out with channels last, cells are whole rows.
+"""
 
 import math
 from collections.abc import Sequence
@@ -6,38 +10,114 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
 
 from autocompress.models.network import Layer
 
-__all__ = ["Moments", "Window", "choose_positions", "moments", "rows_of", "window_of"]
+__all__ = ["Moments", "Samples", "choose_positions", "columns_of", "moments", "weight_of"]
 
 
-@dataclass(frozen=True)
-class Window:
-    """How a layer reads its input: groups, and kernel, stride, padding, dilation by dimension.
+def columns_of(weight: Tensor, groups: int) -> Tensor:
+    """Return a weight [out, channels/groups, *kernel] as [groups, K, out/groups]."""
+    out, channels, *kernel = weight.shape
+    cells = math.prod(kernel)
+    split = weight.reshape(groups, out // groups, channels, cells)
+    return split.permute(0, 3, 2, 1).reshape(groups, cells * channels, out // groups)
 
-    A linear layer has no dimensions. ``padding`` is (before, after) a dimension.
+
+def weight_of(columns: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return the weight of ``shape`` that has these columns; see :func:`columns_of`."""
+    groups, _, rows = columns.shape
+    split = columns.reshape(groups, math.prod(shape[2:]), shape[1], rows)
+    return split.permute(0, 3, 2, 1).reshape(tuple(shape))
+
+
+def choose_positions(
+    shape: Sequence[int], batch: int, count: int, generator: torch.Generator
+) -> Tensor:
+    """Return [batch, P] positions of ``shape``, flat, P ≥ count / batch or all."""
+    total = math.prod(shape)
+    each = max(1, math.ceil(count / batch))
+    if each >= total:
+        return torch.arange(total).expand(batch, -1)
+    return torch.rand(batch, total, generator=generator).argsort(1)[:, :each].sort(1).values
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Where a layer is sampled: some positions of its output, and what it reads there.
+
+    Tensors are taken as [rows, channels], a row for every position of every example. ``read``:
+    [samples x cells] rows of the input, ``outside``: which of ``read`` lie in the padding;
+    ``written``: [samples] rows of the output; ``dim``: where channels are, 1 or -1.
     """
 
-    groups: int = 1
-    kernel: tuple[int, ...] = ()
-    stride: tuple[int, ...] = ()
-    padding: tuple[tuple[int, int], ...] = ()
-    dilation: tuple[int, ...] = ()
+    read: Tensor
+    outside: Tensor
+    written: Tensor
+    dim: int
+
+    @classmethod
+    def choose(
+        cls,
+        node: fx.Node,
+        layer: Layer,
+        kernel: Sequence[int],
+        batch: int,
+        count: int,
+        generator: torch.Generator,
+    ) -> "Samples":
+        """Choose at least ``count`` positions in ``batch`` examples, or all."""
+        if layer.kind == "linear":
+            positions = choose_positions(layer.out_shape[:-1], batch, count, generator)
+            total = math.prod(layer.out_shape[:-1])
+            written = (positions + torch.arange(batch)[:, None] * total).flatten().int()
+            return cls(written, written[:0], written, -1)
+        sizes, out = layer.in_shape[1:], layer.out_shape[1:]
+        positions = choose_positions(out, batch, count, generator)
+        samples, example = positions.numel(), torch.arange(batch)[:, None]
+        written = (positions + example * math.prod(out)).reshape(-1)
+        read = (example * math.prod(sizes)).expand_as(positions).reshape(-1, 1)
+        outside = torch.zeros(samples, 1, dtype=torch.bool)
+        rest, pitch = positions.reshape(-1, 1), 1
+        axes = list(zip(sizes, out, kernel, *_window(node, kernel), strict=True))
+        for size, length, cells, stride, before, dilation in reversed(axes):
+            place = rest % length * stride - before + torch.arange(cells) * dilation
+            # the axes before this one vary more slowly
+            beyond = (place < 0) | (place >= size)
+            read = (place.clamp(0, size - 1) * pitch)[:, :, None] + read[:, None, :]
+            outside = beyond[:, :, None] | outside[:, None, :]
+            read, outside = read.reshape(samples, -1), outside.reshape(samples, -1)
+            rest, pitch = rest // length, pitch * size
+        missing = outside.reshape(-1).nonzero().reshape(-1)
+        return cls(read.reshape(-1).int(), missing, written.int(), 1)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are held."""
+        return sum(t.numel() * t.element_size() for t in (self.read, self.outside, self.written))
+
+    def _rows(self, value: Tensor) -> Tensor:
+        return value.movedim(self.dim, -1).reshape(-1, value.shape[self.dim])
+
+    def inputs(self, value: Tensor) -> Tensor:
+        """Return what the layer reads of its input: [samples, cells, channels]."""
+        rows = self._rows(value).index_select(0, self.read)
+        if len(self.outside):
+            rows.index_fill_(0, self.outside, 0)
+        return rows.reshape(len(self.written), -1, rows.shape[1])
+
+    def outputs(self, value: Tensor) -> Tensor:
+        """Return a layer's output, or a tensor like it: [samples, out]."""
+        return self._rows(value).index_select(0, self.written)
 
 
-def window_of(node: fx.Node, layer: Layer, weight: Tensor) -> Window:
-    """Read the window of a layer from its node."""
-    if layer.kind == "linear":
-        return Window()
-    kernel = tuple(weight.shape[2:])
-    defaults: list[Any] = [None, None, None, 1, 0, 1, 1]
-    args = [*node.args, *defaults[len(node.args) :]]
-    names = ("stride", "padding", "dilation", "groups")
-    stride, padding, dilation, groups = (
-        node.kwargs.get(name, value) for name, value in zip(names, args[3:7], strict=True)
+def _window(node: fx.Node, kernel: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return stride, padding before, and dilation of a convolution, by dimension."""
+    args = [*node.args, *[None, None, None, 1, 0, 1][len(node.args) :]]
+    stride, padding, dilation = (
+        node.kwargs.get(name, value)
+        for name, value in zip(("stride", "padding", "dilation"), args[3:6], strict=True)
     )
 
     def each(value: Any) -> tuple[int, ...]:
@@ -45,72 +125,11 @@ def window_of(node: fx.Node, layer: Layer, weight: Tensor) -> Window:
         return many * len(kernel) if len(many) == 1 else many
 
     wide = each(dilation)
-    if padding == "valid":
-        padding = 0
     if padding == "same":
-        total = [d * (k - 1) for d, k in zip(wide, kernel, strict=True)]
-        around = tuple((t // 2, t - t // 2) for t in total)
+        before = tuple(d * (k - 1) // 2 for d, k in zip(wide, kernel, strict=True))
     else:
-        around = tuple((p, p) for p in each(padding))
-    return Window(int(groups), kernel, each(stride), around, wide)
-
-
-def choose_positions(
-    shape: Sequence[int], batch: int, count: int, generator: torch.Generator
-) -> Tensor | None:
-    """Return [batch, P] positions of ``shape``, flat, P ≥ count / batch; None means all."""
-    total = math.prod(shape)
-    each = max(1, math.ceil(count / batch))
-    if each >= total:
-        return None
-    return torch.rand(batch, total, generator=generator).argsort(1)[:, :each].sort(1).values
-
-
-def rows_of(value: Tensor, window: Window, positions: Tensor | None) -> Tensor:
-    """Return what a layer sees at positions of its output: [samples, channels x kernel].
-
-    ``value``: the layer's input; columns are ordered as in a flattened weight. ``positions``:
-    [batch, P], flat positions of the output, or all.
-    """
-    if not window.kernel:
-        flat = value.reshape(len(value), -1, value.shape[-1])
-        if positions is None:
-            return flat.reshape(-1, value.shape[-1])
-        index = positions.unsqueeze(2).expand(-1, -1, value.shape[-1])
-        return flat.gather(1, index).reshape(-1, value.shape[-1])
-    if any(p for pair in window.padding for p in pair):
-        value = F.pad(value, [p for pair in reversed(window.padding) for p in pair])
-    batch, channels, *sizes = value.shape
-    out = [
-        (size - d * (k - 1) - 1) // s + 1
-        for size, k, s, d in zip(sizes, window.kernel, window.stride, window.dilation, strict=True)
-    ]
-    if positions is None:
-        positions = torch.arange(math.prod(out)).expand(batch, -1)
-    # the flat index of the window's first corner, and the offsets of its cells from there
-    base, offsets, rest, pitch = torch.zeros_like(positions), torch.zeros(1).long(), positions, 1
-    for axis in reversed(range(len(sizes))):
-        base = base + rest % out[axis] * (window.stride[axis] * pitch)
-        rest = rest // out[axis]
-        cells = torch.arange(window.kernel[axis]) * (window.dilation[axis] * pitch)
-        offsets = (cells[:, None] + offsets[None, :]).reshape(-1)
-        pitch *= sizes[axis]
-    index = (base[:, :, None] + offsets).reshape(batch, 1, -1).expand(-1, channels, -1)
-    taken = value.reshape(batch, channels, -1).gather(2, index)
-    taken = taken.reshape(batch, channels, -1, len(offsets)).transpose(1, 2)
-    return taken.reshape(-1, channels * len(offsets))
-
-
-def outputs_of(value: Tensor, window: Window, positions: Tensor | None) -> Tensor:
-    """Return a layer's output at positions, [samples, out]; see :func:`rows_of`."""
-    if window.kernel:
-        value = value.reshape(*value.shape[:2], -1).transpose(1, 2)
-    else:
-        value = value.reshape(len(value), -1, value.shape[-1])
-    width = value.shape[-1]
-    if positions is None:
-        return value.reshape(-1, width)
-    return value.gather(1, positions.unsqueeze(2).expand(-1, -1, width)).reshape(-1, width)
+        before = each(0 if padding == "valid" else padding)
+    return [each(stride), before, wide]
 
 
 @dataclass(frozen=True)
@@ -133,19 +152,12 @@ class Moments:
         return (self.mean_out - shift).flatten()
 
 
-def moments(rows: Tensor, outputs: Tensor, groups: int = 1) -> Moments:
-    """Return the moments of samples: ``rows`` [samples, groups x K], ``outputs`` [samples, out]."""
-    count = len(rows)
-    mean_in, mean_out = rows.mean(0), outputs.mean(0)
-    x = (rows - mean_in).reshape(count, groups, -1)
-    y = (outputs - mean_out).reshape(count, groups, -1)
-    if groups == 1:
-        x, y = x[:, 0], y[:, 0]
-        gram, cross = (x.T @ x).unsqueeze(0), (x.T @ y).unsqueeze(0)
-    else:
-        gram = torch.einsum("ngk,ngl->gkl", x, x)
-        cross = torch.einsum("ngk,ngr->gkr", x, y)
-    shape_in, shape_out = (groups, gram.shape[1]), (groups, cross.shape[2])
-    return Moments(
-        gram / count, cross / count, mean_in.reshape(shape_in), mean_out.reshape(shape_out)
-    )
+def moments(inputs: Tensor, outputs: Tensor, groups: int = 1) -> Moments:
+    """Return the moments of [samples, cells, channels], overwritten, and [samples, out]."""
+    count, cells = inputs.shape[:2]
+    x = inputs.reshape(count, cells, groups, -1).permute(2, 0, 1, 3).reshape(groups, count, -1)
+    y = outputs.reshape(count, groups, -1).transpose(0, 1)
+    mean_in, mean_out = x.mean(1), y.mean(1)
+    turned = x.sub_(mean_in[:, None]).transpose(1, 2)
+    gram, cross = turned @ x, turned @ (y - mean_out[:, None])
+    return Moments(gram.div_(count), cross.div_(count), mean_in, mean_out)

@@ -12,7 +12,7 @@ from autocompress.errors import InputError, unknown
 
 __all__ = ["METHODS", "ActivationRange", "observe"]
 
-BINS = 2048
+BINS = 1024
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,13 @@ def _minmax(value: Tensor, least: float, greatest: float, bits: int) -> tuple[fl
 
 def _percentile(value: Tensor, least: float, greatest: float, bits: int) -> tuple[float, float]:
     """The range between the 0.01st and the 99.99th percentile."""
-    counts = torch.histc(value, BINS * 8, least, greatest)
+    counts = torch.histc(value, BINS * 16, least, greatest)
     total = counts.cumsum(0)
-    edges = torch.linspace(least, greatest, BINS * 8 + 1)
+    edges = torch.linspace(least, greatest, BINS * 16 + 1)
     cut = 1e-4 * float(total[-1])
     first = int(torch.searchsorted(total, cut, right=True))
     last = int(torch.searchsorted(total, float(total[-1]) - cut))
-    return float(edges[first]), float(edges[min(last + 1, BINS * 8)])
+    return float(edges[first]), float(edges[min(last + 1, BINS * 16)])
 
 
 def _mse(value: Tensor, least: float, greatest: float, bits: int) -> tuple[float, float]:
@@ -101,6 +101,12 @@ def _mse(value: Tensor, least: float, greatest: float, bits: int) -> tuple[float
     return float(low[best]), float(high[best])
 
 
+def _flat(value: Tensor) -> Tensor:
+    """Return all values in the order in which they lie in memory, without a copy if dense."""
+    by_stride = sorted(range(value.ndim), key=value.stride, reverse=True)
+    return value.permute(by_stride).flatten()
+
+
 #: The ways to choose a range, by name: (values, least, greatest, bits) -> (x_min, x_max).
 METHODS: Mapping[str, Callable[[Tensor, float, float, int], tuple[float, float]]] = (
     MappingProxyType({"minmax": _minmax, "mse": _mse, "percentile": _percentile})
@@ -117,7 +123,7 @@ def observe(
     """
     if method not in METHODS:
         raise InputError(unknown("calibration method", method, METHODS))
-    flat = value.detach().flatten()
+    flat = _flat(value.detach())
     if not flat.numel():
         raise InputError("A range needs values: calibration data must not be empty.")
     least, greatest = (float(extreme) for extreme in torch.aminmax(flat))
@@ -126,6 +132,6 @@ def observe(
             "Activations must be finite on calibration data; some are NaN or infinite."
         )
     if least < greatest:
-        stride = max(1, flat.numel() // 2**17) | 1
+        stride = max(1, flat.numel() // 2**16) | 1
         least, greatest = METHODS[method](flat[::stride], least, greatest, bits)
     return ActivationRange.covering(least, greatest, bits, signed)

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from autocompress.models.groups import Unit
 from autocompress.models.network import Layer, Network
-from autocompress.transforms.gram import moments, rows_of
+from autocompress.transforms.gram import columns_of, moments
 from autocompress.transforms.refit import ridged
 from autocompress.transforms.teacher import Teacher
 
@@ -63,7 +63,7 @@ def removal_order(consumers: Sequence[Consumer], channels: int) -> tuple[tuple[i
     inverses: list[Tensor] = []
     units: list[float] = []
     for consumer in consumers:
-        gram = ridged(consumer.gram.unsqueeze(0), 1e-3)[0]
+        gram = ridged(consumer.gram.unsqueeze(0), 1e-3)[0][0]
         start = consumer.weights.double()
         weights.append(start)
         inverses.append(torch.cholesky_inverse(torch.linalg.cholesky(gram)))
@@ -124,10 +124,10 @@ def energy_orders(teacher: Teacher) -> dict[str, tuple[int, ...]]:
             weight = network.params[slot.param]
             cells = math.prod(weight.shape[2:])
             columns = [
-                (torch.tensor(index)[:, None] * cells + torch.arange(cells)).flatten()
+                (torch.tensor(index) + torch.arange(cells)[:, None] * weight.shape[1]).flatten()
                 for index in slot.index
             ]
-            consumers.append(Consumer(weight.flatten(1).T, grams[layer.name], columns))
+            consumers.append(Consumer(columns_of(weight, 1)[0], grams[layer.name], columns))
         if consumers:
             orders[unit.name] = removal_order(consumers, unit.channels)[0]
         else:
@@ -157,8 +157,7 @@ def _grams(teacher: Teacher) -> Mapping[str, Tensor]:
     def observe(node: fx.Node, value: Tensor) -> None:
         for layer in wanted.get(node.name, ()):
             target = teacher.targets[layer.name]
-            rows = rows_of(value, target.window, target.positions)
-            grams[layer.name] = moments(rows, rows[:, :1]).gram[0]
+            grams[layer.name] = moments(target.samples.inputs(value), target.outputs).gram[0]
 
     network.run(*teacher.inputs, observe=observe)
     return grams

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from autocompress.models.network import Layer, Network
 from autocompress.spec.plan import Plan
-from autocompress.transforms.gram import moments, outputs_of, rows_of, window_of
+from autocompress.transforms.gram import moments
 from autocompress.transforms.observe import ActivationRange, observe
 from autocompress.transforms.repair import LIMIT_COLUMNS, Code, Options, repair, round_weight
 from autocompress.transforms.teacher import Teacher
@@ -23,6 +23,8 @@ from autocompress.transforms.teacher import Teacher
 __all__ = ["Rebuilt", "rebuild"]
 
 Slices = Mapping[str, Mapping[int, Tensor]]
+
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +53,11 @@ def rebuild(
     return _Pass(teacher, network, plan, tensors, slices, options).run()
 
 
+def _last(value: Tensor) -> Tensor:
+    """Return a tensor with channels last in memory: convolutions and samples are faster so."""
+    return value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
+
+
 class _Pass:
     """The state of one pass: values by node, and which of them differ from the teacher's."""
 
@@ -67,7 +74,7 @@ class _Pass:
         self.slices, self.options = slices, options
         self.nodes = list(network.graph.nodes)
         self.layers = {layer.node: layer for layer in network.layers}
-        self.params = dict(network.params)
+        self.params = {name: _last(value) for name, value in network.params.items()}
         self.changed: dict[str, Tensor] = {}
         self.weights: dict[str, Code] = {}
         self.ranges: dict[str, ActivationRange] = {}
@@ -110,11 +117,12 @@ class _Pass:
                 self.params[str(used.target)] if used.op == "get_attr" else self.values[used.name]
             )
 
-        assert callable(node.target)
+        target = aten.reshape.default if node.target is aten.view.default else node.target
+        assert callable(target)
         args, kwargs = fx.map_arg((node.args, node.kwargs), get)
         if any(used.name in self.dirty for used in node.all_input_nodes):
             self.dirty.add(node.name)
-        return node.target(*args, **kwargs)
+        return target(*args, **kwargs)
 
     def _round(self, node: fx.Node, value: Tensor) -> Tensor:
         chosen = observe(
@@ -144,18 +152,17 @@ class _Pass:
         elif columns > LIMIT_COLUMNS or not (on.refit or on.bn or on.compensate):
             value, code = round_weight(weight, bits, on)
         else:
-            window = window_of(node, layer, weight)
-            wanted = target.outputs
+            samples, wanted, entered = target.samples, target.outputs, self.values[source.name]
             kept = self.slices.get(layer.weight, {}).get(0)
             if kept is not None:
                 wanted = wanted[:, kept]
             if target.other is not None:
-                wanted = wanted - outputs_of(self.values[target.other], window, target.positions)
-            rows = rows_of(self.values[source.name], window, target.positions)
-            seen = moments(rows, wanted, window.groups)
+                wanted = wanted - samples.outputs(self.values[target.other])
+            groups = entered.shape[samples.dim] // weight.shape[1]
+            seen = moments(samples.inputs(entered), wanted, groups)
             value, bias, code = repair(weight, bias, seen, bits, on, spoilt=spoilt)
         new = {layer.weight: value, layer.bias: bias}
-        self.params.update(new)
+        self.params.update({name: _last(value) for name, value in new.items()})
         self.changed.update(new)
         self.dirty.add(node.name)
         if code is not None:

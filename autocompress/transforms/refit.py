@@ -3,27 +3,32 @@
 import torch
 from torch import Tensor
 
-from autocompress.transforms.gram import Moments
-
-__all__ = ["refit", "ridged"]
+__all__ = ["factorise", "refit", "ridged"]
 
 
-def ridged(gram: Tensor, ridge: float) -> Tensor:
-    """Return G + λI in float64, λ = ``ridge`` times the mean of the diagonal of each group."""
-    gram = gram.double()
+def ridged(gram: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """Return G + λI in float64 and λ, ``ridge`` times the mean of the diagonal of each group."""
+    gram = gram.to(torch.float64, copy=True)
     diagonal = gram.diagonal(dim1=1, dim2=2)
-    extent = diagonal.mean(1).clamp_min(1e-12)
-    return gram + torch.diag_embed((ridge * extent)[:, None].expand_as(diagonal))
+    strength = ridge * diagonal.mean(1).clamp_min(1e-12)
+    diagonal.add_(strength[:, None])
+    return gram, strength
 
 
-def refit(weights: Tensor, moments: Moments, gram: Tensor) -> Tensor:
+def factorise(gram: Tensor) -> Tensor:
+    """Return the upper triangular R with R Rᵀ = G, batched; G must be positive definite."""
+    lower: Tensor = torch.linalg.cholesky(gram.flip(1, 2))
+    return lower.flip(1, 2)
+
+
+def refit(weights: Tensor, cross: Tensor, factor: Tensor, strength: Tensor) -> Tensor:
     """Return the weights [groups, K, rows] with the least error, drawn towards those given.
 
-    Minimises |Y - Wᵀ X|² + λ |W - W_S|²: W = W_S + (G + λI)⁻¹ (C - G W_S) with G, C the Gram and
-    cross moments and W_S the ``weights``; ``gram`` is G + λI (see :func:`ridged`). He et al. 2017,
+    Minimises |Y - Wᵀ X|² + λ |W - W_S|²: W = (G + λI)⁻¹ (C + λ W_S) with ``cross`` C, W_S the
+    ``weights``, ``factor`` that of G + λI and ``strength`` λ (see :func:`ridged`). He et al. 2017,
     eq. 3, has λ draw towards 0.
     """
-    start = weights.double()
-    wanted = moments.cross.double() - moments.gram.double() @ start
-    step = torch.cholesky_solve(wanted, torch.linalg.cholesky(gram))
-    return (start + step).float()
+    wanted = cross.double() + strength[:, None, None] * weights
+    half = torch.linalg.solve_triangular(factor, wanted, upper=True)
+    found: Tensor = torch.linalg.solve_triangular(factor.mT, half, upper=False)
+    return found.float()

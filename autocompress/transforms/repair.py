@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from autocompress.transforms.compensate import compensate
-from autocompress.transforms.gram import Moments
-from autocompress.transforms.refit import refit, ridged
+from autocompress.transforms.gram import Moments, columns_of, weight_of
+from autocompress.transforms.refit import factorise, refit, ridged
 from autocompress.transforms.weights import Array, Grid, QuantizedWeight, best_scale, nearest
 
 __all__ = ["Code", "Options", "repair", "round_weight"]
@@ -27,16 +27,16 @@ class Options:
 
     ``refit``: refit weights in closed form; ``bn``: set biases such that outputs are right on
     average (BatchNorm's shift); ``compensate``: round with the Gram matrix, up to
-    ``compensate_bits``, with ``sweeps`` of coordinate descent; ``ridge``: how strongly the refit
-    is drawn to the weights it starts from, in units of the inputs' mean variance; ``odd_bits``:
-    widths at which codes are odd (see :class:`QuantizedWeight`); ``calibrate``: the way to choose
-    ranges of activations, ``signed`` their codes.
+    ``compensate_bits``, and with ``sweeps`` of coordinate descent at 2 bits; ``ridge``: how
+    strongly the refit is drawn to the weights it starts from, in units of the inputs' mean
+    variance; ``odd_bits``: widths at which codes are odd (see :class:`QuantizedWeight`);
+    ``calibrate``: the way to choose ranges of activations, ``signed`` their codes.
     """
 
     refit: bool = True
     bn: bool = True
     compensate: bool = True
-    compensate_bits: int = 8
+    compensate_bits: int = 4
     sweeps: int = 1
     ridge: float = 0.01
     odd_bits: tuple[int, ...] = (2,)
@@ -76,19 +76,24 @@ def repair(
     ``spoilt``: whether its inputs are no longer those it was trained for, so that the weight
     itself is to be refitted before it is rounded.
     """
-    groups, size = seen.gram.shape[:2]
-    columns = weight.reshape(groups, -1, size).transpose(1, 2)
-    gram = ridged(seen.gram, options.ridge)
-    if options.refit and spoilt:
-        columns = refit(columns, seen, gram)
+    groups = len(seen.gram)
+    columns = columns_of(weight, groups)
+    compensated = options.compensate and bits <= options.compensate_bits
+    refitted = options.refit and spoilt
+    if compensated or refitted:
+        gram, strength = ridged(seen.gram, options.ridge)
+        factor = factorise(gram)
+    if refitted:
+        columns = refit(columns, seen.cross, factor, strength)
     code: Code | None
-    if options.compensate and bits <= options.compensate_bits:
+    if compensated:
         grid = Grid(bits, bits in options.odd_bits)
-        rounded = compensate(columns.numpy(), gram.numpy(), grid, sweeps=options.sweeps)
-        codes = rounded.codes.swapaxes(1, 2).reshape(weight.shape)
-        value, code = _stored(codes, rounded.scale, grid)
+        sweeps = options.sweeps if bits == 2 else 0
+        rounded = compensate(columns.numpy(), gram.numpy(), factor.numpy(), grid, sweeps=sweeps)
+        codes = weight_of(torch.from_numpy(rounded.codes), weight.shape)
+        value, code = _stored(codes.numpy(), rounded.scale, grid)
     else:
-        value, code = round_weight(columns.transpose(1, 2).reshape(weight.shape), bits, options)
+        value, code = round_weight(weight_of(columns, weight.shape), bits, options)
     if options.bn:
-        bias = seen.bias(value.reshape(groups, -1, size).transpose(1, 2))
+        bias = seen.bias(columns_of(value, groups))
     return value, bias, code

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from autocompress.errors import InputError
 from autocompress.models.network import Layer, Network
-from autocompress.transforms.gram import Window, choose_positions, outputs_of, window_of
+from autocompress.transforms.gram import Samples
 
 __all__ = ["Target", "Teacher", "gather_inputs"]
 
@@ -19,14 +19,13 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """What a layer's output ought to be, at sampled positions.
+    """What a layer's output ought to be, where it is sampled.
 
     ``outputs``: [samples, out], of the layer, or of the sum that it is added into when ``other``
     names the other operand: then the layer makes good what the other operand lacks.
     """
 
-    window: Window
-    positions: Tensor | None
+    samples: Samples
     outputs: Tensor
     other: str | None
     shared: bool
@@ -37,8 +36,8 @@ class Teacher:
 
     ``limit_images``, and the size of the largest activation, bound the inputs that are used;
     ``limit_bytes`` bounds the sampled outputs that are kept; ``oversampling`` is how many samples
-    a layer gets for each of its inputs. With ``correct_sums`` a layer that ends in a residual sum
-    is to make the sum right, not itself.
+    a layer gets at least for each of its columns. With ``correct_sums`` a layer that ends in a
+    residual sum is to make the sum right, not itself.
     """
 
     def __init__(
@@ -47,9 +46,9 @@ class Teacher:
         calibration: Sequence[tuple[Tensor, ...]],
         *,
         seed: int = 0,
-        limit_images: int = 256,
+        limit_images: int = 192,
         limit_bytes: int = 256 * 2**20,
-        oversampling: int = 5,
+        oversampling: int = 4,
         correct_sums: bool = True,
     ) -> None:
         self.network = network
@@ -60,25 +59,25 @@ class Teacher:
         order = {name: place for place, name in enumerate(nodes)}
         readers = _readers(network)
         share = limit_bytes // max(1, 4 * sum(_width(layer) for layer in network.layers))
-        places: dict[str, list[tuple[Layer, Window, Tensor | None, str | None]]] = {}
+        places: dict[str, list[tuple[Layer, Samples, str | None]]] = {}
         for layer in network.layers:
             weight = network.params[layer.weight]
-            window = window_of(nodes[layer.node], layer, weight)
+            node = nodes[layer.node]
             columns = math.prod(weight.shape[1:])
-            count = min(max(4096, oversampling * columns), 16384, max(share, batch))
-            spatial = layer.out_shape[1:] if window.kernel else layer.out_shape[:-1]
-            positions = choose_positions(spatial, batch, count, generator)
+            # narrow layers get more than they need: their Gram matrices cost little
+            count = max(oversampling * columns, min(4096, 2**20 // columns))
+            count = min(count, 16384, max(share, batch))
+            samples = Samples.choose(node, layer, weight.shape[2:], batch, count, generator)
             place, other = layer.node, None
             if correct_sums:
-                place, other = _sum_after(nodes[layer.node], order)
-            places.setdefault(place, []).append((layer, window, positions, other))
+                place, other = _sum_after(node, order)
+            places.setdefault(place, []).append((layer, samples, other))
         found: dict[str, Target] = {}
 
         def observe(node: fx.Node, value: Tensor) -> None:
-            for layer, window, positions, other in places.get(node.name, ()):
-                outputs = outputs_of(value, window, positions).clone()
+            for layer, samples, other in places.get(node.name, ()):
                 shared = readers[layer.weight] > 1 or readers[layer.bias] > 1
-                found[layer.name] = Target(window, positions, outputs, other, shared)
+                found[layer.name] = Target(samples, samples.outputs(value), other, shared)
 
         network.run(*self.inputs, observe=observe)
         self.targets: Mapping[str, Target] = found
@@ -86,8 +85,9 @@ class Teacher:
     @property
     def nbytes(self) -> int:
         """Bytes that are held between plans."""
-        held = [tensor for t in self.targets.values() for tensor in (t.outputs, t.positions)]
-        return sum(t.numel() * t.element_size() for t in (*held, *self.inputs) if t is not None)
+        held = [*self.inputs, *(target.outputs for target in self.targets.values())]
+        samples = sum(target.samples.nbytes for target in self.targets.values())
+        return samples + sum(value.numel() * value.element_size() for value in held)
 
 
 def _readers(network: Network) -> Counter[str]:

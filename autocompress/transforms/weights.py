@@ -78,7 +78,7 @@ class QuantizedWeight:
 
 
 _FINE = tuple(0.15 + 0.85 * step / 23 for step in range(24))
-_COARSE = tuple(0.7 + 0.3 * step / 9 for step in range(10))
+_COARSE = (0.8, 0.87, 0.94, 1.0)
 
 
 def nearest(weights: Array, scale: Array, grid: Grid) -> Array:
@@ -88,7 +88,8 @@ def nearest(weights: Array, scale: Array, grid: Grid) -> Array:
         codes = 2 * np.floor(codes / 2) + 1
     else:
         np.rint(codes, out=codes)
-    return np.clip(codes, grid.low, grid.high, out=codes)
+    np.minimum(codes, np.float32(grid.high), out=codes)
+    return np.maximum(codes, np.float32(grid.low), out=codes)
 
 
 def best_scale(

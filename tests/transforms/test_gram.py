@@ -5,14 +5,8 @@ from torch import nn
 
 from autocompress.models.network import Network
 from autocompress.models.trace import trace
-from autocompress.transforms.gram import (
-    choose_positions,
-    moments,
-    outputs_of,
-    rows_of,
-    window_of,
-)
-from autocompress.transforms.refit import refit, ridged
+from autocompress.transforms.gram import Samples, columns_of, moments, weight_of
+from autocompress.transforms.refit import factorise, refit, ridged
 
 LAYERS = [
     (nn.Conv2d(4, 6, 3, 2, 1), (4, 9, 8)),
@@ -31,37 +25,40 @@ def traced(layer: nn.Module, shape: tuple[int, ...]) -> tuple[Network, torch.Ten
     return network, torch.randn(6, *shape, generator=torch.Generator().manual_seed(0))
 
 
+def chosen(network: Network, count: int) -> Samples:
+    (info,) = network.layers
+    node = next(n for n in network.graph.nodes if n.name == info.node)
+    kernel = network.params[info.weight].shape[2:]
+    return Samples.choose(node, info, kernel, 6, count, torch.Generator().manual_seed(1))
+
+
 @pytest.mark.parametrize(("layer", "shape"), LAYERS)
 @pytest.mark.parametrize("count", [12, 10**9])
-def test_rows_times_weights_are_the_outputs(
+def test_inputs_times_columns_are_the_outputs(
     layer: nn.Module, shape: tuple[int, ...], count: int
 ) -> None:
     network, value = traced(layer, shape)
     (info,) = network.layers
-    node = next(n for n in network.graph.nodes if n.name == info.node)
-    weight = network.params[info.weight]
-    window = window_of(node, info, weight)
-    spatial = info.out_shape[1:] if window.kernel else info.out_shape[:-1]
-    positions = choose_positions(spatial, 6, count, torch.Generator().manual_seed(1))
-    wanted = outputs_of(network(value), window, positions)
-    rows = rows_of(value, window, positions)
-    rows = rows.reshape(len(rows), info.groups, -1)
-    flat = weight.reshape(info.groups, -1, rows.shape[2])
-    found = torch.einsum("ngk,grk->ngr", rows, flat).reshape(len(rows), -1)
-    torch.testing.assert_close(found + network.params[info.bias], wanted, atol=1e-5, rtol=1e-5)
+    samples, weight = chosen(network, count), network.params[info.weight]
+    columns = columns_of(weight, info.groups)
+    assert torch.equal(weight_of(columns, weight.shape), weight)
+    inputs = samples.inputs(value)
+    split = inputs.reshape(*inputs.shape[:2], info.groups, -1).transpose(1, 2).flatten(2)
+    found = torch.einsum("ngk,gkr->ngr", split, columns).flatten(1) + network.params[info.bias]
+    wanted = samples.outputs(network(value))
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    assert samples.nbytes >= 8 * len(wanted)
 
 
-def test_rows_are_those_of_unfold() -> None:
+def test_inputs_are_those_of_unfold() -> None:
     network, value = traced(nn.Conv2d(4, 6, 3, padding=1), (4, 6, 6))
-    (info,) = network.layers
-    node = next(n for n in network.graph.nodes if n.name == info.node)
-    window = window_of(node, info, network.params[info.weight])
-    whole = F.unfold(value, 3, padding=1).transpose(1, 2)
-    torch.testing.assert_close(rows_of(value, window, None), whole.reshape(-1, 36))
-    positions = choose_positions((6, 6), 6, 24, torch.Generator().manual_seed(0))
-    assert positions is not None
-    chosen = torch.stack([image[index] for image, index in zip(whole, positions, strict=True)])
-    torch.testing.assert_close(rows_of(value, window, positions), chosen.reshape(-1, 36))
+    whole = F.unfold(value, 3, padding=1).transpose(1, 2).reshape(-1, 4, 9).transpose(1, 2)
+    last = value.contiguous(memory_format=torch.channels_last)
+    for given in (value, last):
+        assert torch.equal(chosen(network, 10**9).inputs(given), whole)
+        some = chosen(network, 24)
+        assert len(some.written) == 24
+        assert torch.equal(some.inputs(given), whole[some.written.long()])
 
 
 @pytest.mark.parametrize("groups", [1, 3])
@@ -69,8 +66,9 @@ def test_moments_and_refit_against_least_squares(groups: int) -> None:
     generator = torch.Generator().manual_seed(2)
     rows = torch.randn(200, groups * 4, generator=generator) + 1
     outputs = torch.randn(200, groups * 2, generator=generator)
-    seen = moments(rows, outputs, groups)
-    weights = refit(torch.zeros(groups, 4, 2), seen, ridged(seen.gram, 1e-9))
+    seen = moments(rows[:, None].clone(), outputs, groups)
+    gram, strength = ridged(seen.gram, 1e-9)
+    weights = refit(torch.zeros(groups, 4, 2), seen.cross, factorise(gram), strength)
     bias = seen.bias(weights).reshape(groups, 2)
     ones = torch.ones(200, 1)
     for group in range(groups):
@@ -83,12 +81,22 @@ def test_moments_and_refit_against_least_squares(groups: int) -> None:
 def test_the_ridge_draws_to_the_weights_given() -> None:
     generator = torch.Generator().manual_seed(3)
     rows, outputs = (torch.randn(50, n, generator=generator) for n in (6, 2))
-    seen, start = moments(rows, outputs), torch.randn(1, 6, 2, generator=generator)
+    seen, start = moments(rows[:, None], outputs), torch.randn(1, 6, 2, generator=generator)
     before = start.clone()
-    gram = ridged(seen.gram, 0.1)
-    found = refit(start, seen, gram).double()
-    ridge = 0.1 * seen.gram.diagonal(dim1=1, dim2=2).mean().double()
-    normal = seen.gram.double() @ found - seen.cross + ridge * (found - start)
+    gram, strength = ridged(seen.gram, 0.1)
+    found = refit(start, seen.cross, factorise(gram), strength).double()
+    assert float(strength) == pytest.approx(0.1 * float(seen.gram.diagonal(dim1=1, dim2=2).mean()))
+    normal = seen.gram.double() @ found - seen.cross + strength * (found - start)
     assert normal.abs().max() < 1e-5
-    torch.testing.assert_close(refit(start, seen, ridged(seen.gram, 1e6)), start, atol=1e-3, rtol=0)
+    gram, strength = ridged(seen.gram, 1e6)
+    far = refit(start, seen.cross, factorise(gram), strength)
+    torch.testing.assert_close(far, start, atol=1e-3, rtol=0)
     assert torch.equal(start, before)
+
+
+def test_the_factor_is_upper_and_gives_the_matrix() -> None:
+    rows = torch.randn(2, 30, 7, generator=torch.Generator().manual_seed(4)).double()
+    gram = rows.mT @ rows
+    factor = factorise(gram)
+    assert torch.equal(factor, factor.triu())
+    torch.testing.assert_close(factor @ factor.mT, gram)

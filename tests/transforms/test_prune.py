@@ -21,7 +21,7 @@ def consumer(channels: int, cells: int, seed: int) -> Consumer:
     rows = torch.randn(300, size, generator=generator) @ torch.randn(
         size, size, generator=generator
     )
-    gram = moments(rows, rows).gram[0]
+    gram = moments(rows[:, None].clone(), rows).gram[0]
     weights = torch.randn(size, 3, generator=generator)
     columns = [torch.arange(c * cells, (c + 1) * cells) for c in range(channels)]
     return Consumer(weights, gram, columns)
@@ -29,7 +29,7 @@ def consumer(channels: int, cells: int, seed: int) -> Consumer:
 
 def missing(found: Consumer, kept: list[int]) -> float:
     """The refitted error with only some channels, relative to the output's energy."""
-    gram = ridged(found.gram.unsqueeze(0), 1e-3)[0]
+    gram = ridged(found.gram.unsqueeze(0), 1e-3)[0][0]
     weights = found.weights.double()
     index = torch.cat([found.columns[c] for c in kept])
     cross = gram[index] @ weights
