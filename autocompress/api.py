@@ -11,11 +11,11 @@ import autocompress
 from autocompress.errors import ConfigError, InputError, RunError, TaskError, unknown
 from autocompress.models.trace import trace
 from autocompress.report.front import Front
-from autocompress.search.driver import Progress, ProgressCallback, drive, score_tests
-from autocompress.search.evaluate import Evaluator
-from autocompress.search.parameters import Parameters
-from autocompress.search.samplers import make_sampler
-from autocompress.search.study import Study, driver_lock, read_scores
+from autocompress.searching.driver import Progress, ProgressCallback, drive, score_tests
+from autocompress.searching.evaluate import Evaluator
+from autocompress.searching.parameters import Parameters
+from autocompress.searching.samplers import make_sampler
+from autocompress.searching.study import Study, driver_lock, read_scores
 from autocompress.spec.budget import Budget
 from autocompress.spec.config import Config
 from autocompress.spec.score import Score

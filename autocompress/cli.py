@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from autocompress.api import Run
     from autocompress.report.front import Front
-    from autocompress.search.driver import Progress
+    from autocompress.searching.driver import Progress
 
 __all__ = ["main"]
 

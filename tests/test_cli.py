@@ -13,7 +13,7 @@ import pytest
 from autocompress import api, cli
 from autocompress.errors import ArtifactError, ConfigError, RunError, TaskError, TraceError
 from autocompress.report.front import Front
-from autocompress.search.driver import Progress
+from autocompress.searching.driver import Progress
 from autocompress.spec.budget import Budget
 from autocompress.targets.timing import Timing
 from tests.report.made_up import failure, files, front, study

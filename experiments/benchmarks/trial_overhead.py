@@ -19,10 +19,10 @@ import torch
 
 from autocompress.api import find_space
 from autocompress.models.trace import trace
-from autocompress.search.evaluate import Evaluator
-from autocompress.search.parameters import Parameters
-from autocompress.search.samplers import make_sampler
-from autocompress.search.study import Study
+from autocompress.searching.evaluate import Evaluator
+from autocompress.searching.parameters import Parameters
+from autocompress.searching.samplers import make_sampler
+from autocompress.searching.study import Study
 from autocompress.spec.budget import Budget
 from autocompress.spec.plan import Recipe
 from autocompress.targets import make_target

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from autocompress.errors import TaskError, TrialError
-from autocompress.search.study import Study
+from autocompress.searching.study import Study
 from autocompress.spec.pareto import non_dominated
 from autocompress.spec.plan import Plan, Recipe
 from autocompress.spec.score import Score
 
 if TYPE_CHECKING:
-    from autocompress.search.evaluate import Evaluator
+    from autocompress.searching.evaluate import Evaluator
 
 __all__ = ["Progress", "ProgressCallback", "drive", "score_tests"]
 

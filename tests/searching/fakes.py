@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from autocompress.search.intervals import Mean
+from autocompress.searching.intervals import Mean
 from autocompress.spec.plan import Plan
 from autocompress.spec.score import Score
 from autocompress.spec.space import SearchSpace

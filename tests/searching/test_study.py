@@ -4,13 +4,13 @@ import optuna
 import pytest
 
 from autocompress.errors import RunError
-from autocompress.search.driver import drive
-from autocompress.search.parameters import Parameters
-from autocompress.search.samplers import make_sampler
-from autocompress.search.study import STUDY_NAME, Study, driver_lock, read_scores
+from autocompress.searching.driver import drive
+from autocompress.searching.parameters import Parameters
+from autocompress.searching.samplers import make_sampler
+from autocompress.searching.study import STUDY_NAME, Study, driver_lock, read_scores
 from autocompress.spec.budget import Budget
 from autocompress.spec.plan import Plan
-from tests.search.fakes import SPACE, FakeEvaluator
+from tests.searching.fakes import SPACE, FakeEvaluator
 
 
 def study_at(path, sampler="random", budget=None, space=SPACE):

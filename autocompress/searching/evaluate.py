@@ -14,7 +14,7 @@ import torch
 from autocompress.cost.size import estimate_size
 from autocompress.errors import ArtifactError, AutocompressError, TrialError
 from autocompress.models.network import Network
-from autocompress.search.intervals import Mean, mean_of
+from autocompress.searching.intervals import Mean, mean_of
 from autocompress.spec.artifact import Artifact
 from autocompress.spec.plan import Plan, Recipe
 from autocompress.spec.score import Score

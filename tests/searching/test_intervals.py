@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binomtest
 
 from autocompress.errors import TrialError
-from autocompress.search.intervals import mean_of
+from autocompress.searching.intervals import mean_of
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 5), (5, 5), (93, 100), (950, 1000)])

@@ -17,7 +17,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from autocompress.errors import PlanError, RunError
-from autocompress.search.parameters import Parameters
+from autocompress.searching.parameters import Parameters
 from autocompress.spec.budget import Budget
 from autocompress.spec.plan import Plan
 from autocompress.spec.score import OBJECTIVES, Score

@@ -1,13 +1,13 @@
 import pytest
 
 from autocompress.errors import TaskError, TrialError
-from autocompress.search.driver import drive, score_tests
-from autocompress.search.study import read_scores
+from autocompress.searching.driver import drive, score_tests
+from autocompress.searching.study import read_scores
 from autocompress.spec.pareto import non_dominated
 from autocompress.spec.plan import Plan
 from autocompress.spec.space import SearchSpace
-from tests.search.fakes import SPACE, FakeEvaluator
-from tests.search.test_study import study_at
+from tests.searching.fakes import SPACE, FakeEvaluator
+from tests.searching.test_study import study_at
 
 
 def test_baselines_come_first(tmp_path):
