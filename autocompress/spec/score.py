@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from autocompress.errors import InputError
+from autocompress.errors import InputError, unknown
 from autocompress.spec.budget import Budget
 from autocompress.spec.plan import Plan, Recipe
 
@@ -32,12 +32,16 @@ OBJECTIVES: Mapping[str, Objective] = {
 
 def check_objectives(names: object) -> tuple[str, ...]:
     """Return the objectives' names; raise InputError unless accuracy and at least one more."""
-    if not isinstance(names, (list, tuple)) or not set(names) <= set(OBJECTIVES):
-        raise InputError(f"Objectives are names out of {', '.join(OBJECTIVES)}, not {names!r}.")
-    if names[:1] != type(names)(["accuracy"]) or len(set(names)) != len(names) or len(names) < 2:
+    if not isinstance(names, (list, tuple)):
+        raise InputError(f'Objectives are a list such as ["accuracy", "size"], not {names!r}.')
+    for name in names:
+        if name not in OBJECTIVES:
+            raise InputError(unknown("objective", str(name), OBJECTIVES))
+    if list(names[:1]) != ["accuracy"] or len(set(names)) != len(names) or len(names) < 2:
+        others = ", ".join(name for name in OBJECTIVES if name != "accuracy")
         raise InputError(
-            f"Objectives are 'accuracy' first, then one or more of "
-            f"{', '.join(list(OBJECTIVES)[1:])}, each once: not {list(names)!r}."
+            f"Objectives are 'accuracy' first, then one or more of {others}, each once: not "
+            f"{list(names)!r}."
         )
     return tuple(names)
 
