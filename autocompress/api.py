@@ -18,12 +18,14 @@ from autocompress.searching.samplers import make_sampler
 from autocompress.searching.study import Study, driver_lock, read_scores
 from autocompress.spec.budget import Budget
 from autocompress.spec.config import Config
+from autocompress.spec.files import write_whole
 from autocompress.spec.score import Score
 from autocompress.spec.space import SpaceTemplate
 from autocompress.targets import make_target
 from autocompress.targets.timing import Timing, measure
 from autocompress.tasks import TASKS
 from autocompress.tasks.base import Task
+from autocompress.transforms.options import Options
 
 __all__ = ["Run", "bench", "make_task", "open_run", "search", "search_config", "spaces_directory"]
 
@@ -136,6 +138,7 @@ def search(
     seed: int = 0,
     objectives: Sequence[str] = ("accuracy", "size"),
     budget: Budget | None = None,
+    compress: Mapping[str, Any] | None = None,
     threads: int = 1,
     batch_size: int = 1,
     run_dir: str | Path | None = None,
@@ -144,15 +147,17 @@ def search(
     """Search plans for a task and return the run; an interrupted one in ``run_dir`` goes on.
 
     ``space`` is a shipped space's name, a path to a TOML file, or a mapping of patterns such as
-    ``{"*/w_bits": [4, 8]}``. ``threads`` and ``batch_size`` are of the latency measurement.
-    Raises InputError (TaskError, SpaceError, RunError) for what cannot be used.
+    ``{"*/w_bits": [4, 8]}``. ``compress`` sets how plans are carried out: ``importance`` ("energy",
+    "l1", "l2"), ``calibrate`` ("mse", "minmax", "percentile"), and ``refit``, ``bn`` or
+    ``compensate`` False to switch these repairs off. ``threads`` and ``batch_size`` are of the
+    latency measurement. Raises InputError (TaskError, SpaceError, RunError) for bad input.
     """
     if not isinstance(task, Task):
         raise TaskError(f"search needs an autocompress.Task, not {type(task).__name__}.")
     config = Config(
         space=find_space(space), sampler=sampler, trials=trials, seed=seed, target=target,
-        objectives=tuple(objectives), budget=budget or Budget(), threads=threads,
-        batch_size=batch_size,
+        objectives=tuple(objectives), budget=budget or Budget(), compress=dict(compress or {}),
+        threads=threads, batch_size=batch_size,
     )  # fmt: skip
     directory = Path(run_dir) if run_dir is not None else Path("runs") / task.name
     return _run(config, directory, task, trials, progress)
@@ -214,7 +219,9 @@ def _run(
     report = progress or (lambda _: None)
     template = find_space(config.space)
     target = make_target(config.target, threads=config.threads, batch_size=config.batch_size)
-    make_sampler(config.sampler, config.seed)  # an unknown name ends here, before any work
+    # unknown names end here, before any work
+    make_sampler(config.sampler, config.seed)
+    options = Options.of(config.compress)
     _prepare(directory, config, template)
     with driver_lock(directory):
         if task is None:
@@ -241,14 +248,14 @@ def _run(
                 "target": f"{config.target}, {config.threads} threads, batch {config.batch_size}",
             }
         )
-        (directory / "config.toml").write_text(config.to_toml(template), encoding="utf-8")
+        write_whole(directory / "config.toml", config.to_toml(template).encode())
         run = Run(directory, config, study.scores, task)
         if study.completed >= total and (directory / "front.csv").exists():
             return run
         (directory / "front.csv").unlink(missing_ok=True)
         report(Progress(study.completed, total, note="exporting the model"))
         evaluator = Evaluator(
-            task, network, target, directory, config.seed, study.note("reference_ms")
+            task, network, target, directory, config.seed, study.note("reference_ms"), options
         )
         study.set_note("reference_ms", evaluator.reference_ms)
         run.note = drive(study, evaluator, total, report)

@@ -219,6 +219,8 @@ def test_a_truncated_artifact_is_not_exported(tmp_path: Path) -> None:
         ({"target": "onnxruntme"}, InputError, "'onnxruntime'"),
         ({"sampler": "tpx"}, InputError, "'tpe'"),
         ({"trials": 0}, InputError, "trials"),
+        ({"compress": {"importance": "enrgy"}}, InputError, "'energy'"),
+        ({"compress": {"calibration": "mse"}}, InputError, "'calibrate'"),
         ({"objectives": ["accuracy", "sise"]}, InputError, "'size'"),
     ],
 )
@@ -262,6 +264,9 @@ CONFIG = """
 [task]
 name = "digits"
 epochs = 2
+[compress]
+importance = "l2"
+calibrate = "percentile"
 [search]
 space = "bits"
 sampler = "random"

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autocompress.errors import InputError
-from autocompress.report.files import write_whole
 from autocompress.report.words import one_line, short_name
+from autocompress.spec.files import write_whole
 from autocompress.spec.score import Score
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, overload
 
 from autocompress.errors import InputError, NoModelError
 from autocompress.report.card import card, card_data
-from autocompress.report.files import write_whole
 from autocompress.report.words import limits, no_model
 from autocompress.spec.artifact import Artifact
 from autocompress.spec.budget import Budget
+from autocompress.spec.files import write_whole
 from autocompress.spec.pareto import closest_miss, non_dominated
 from autocompress.spec.plan import Plan
 from autocompress.spec.score import Score

@@ -93,8 +93,8 @@ def best_so_far(study: Study) -> str:
         return ""
     close = [s for s in good if s.accuracy >= reference.accuracy - 0.01] or good
     best = min(close, key=lambda score: score.size_bytes)
-    lost = 100 * (reference.accuracy - best.accuracy)
-    return f"{reference.size_bytes / best.size_bytes:.1f}× smaller, {-lost:+.1f} points"
+    gained = round(100 * (best.accuracy - reference.accuracy), 1) + 0.0  # no negative zero
+    return f"{reference.size_bytes / best.size_bytes:.1f}× smaller, {gained:+.1f} points"
 
 
 def score_tests(study: Study, evaluator: "Evaluator") -> None:

@@ -21,7 +21,7 @@ from autocompress.spec.score import Score
 from autocompress.targets.base import Session, Target
 from autocompress.targets.timing import Timing, cpu_features, measure
 from autocompress.tasks.base import Task
-from autocompress.transforms.compress import Compressor
+from autocompress.transforms.compress import Compressor, Options
 
 __all__ = ["Evaluator"]
 
@@ -55,10 +55,11 @@ class Evaluator:
     directory: Path
     seed: int = 0
     reference_ms: float | None = None
+    options: Options | None = None
 
     def __post_init__(self) -> None:
         calibration: Sequence[tuple[torch.Tensor, ...]] = tuple(self.task.calibration)
-        self.compressor = Compressor(self.network, calibration, self.target.abilities)
+        self.compressor = Compressor(self.network, calibration, self.target.abilities, self.options)
         self.builder = self.target.prepare(self.network)
         self.cpu = cpu_features()
         self._inputs = tuple(

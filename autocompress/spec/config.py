@@ -17,6 +17,7 @@ __all__ = ["Config"]
 
 _SECTIONS: Mapping[str, tuple[str, ...]] = {
     "search": ("space", "sampler", "trials", "seed", "objectives"),
+    "compress": ("importance", "calibrate", "refit", "bn", "compensate"),
     "budget": ("latency_ms", "max_size_bytes"),
     "target": ("name", "threads", "batch_size"),
 }
@@ -27,7 +28,8 @@ class Config:
     """A search as data: task (name and options), space, sampler, budget and target.
 
     ``task`` is None where the task was given in Python. ``space`` is a name, a path or, in a run
-    directory, the rules themselves. Raises InputError for a value that cannot be.
+    directory, the rules themselves. ``compress`` holds what differs from the defaults of
+    ``transforms.options.Options``. Raises InputError for a value that cannot be.
     """
 
     task: Mapping[str, Any] | None = None
@@ -36,6 +38,7 @@ class Config:
     trials: int = 100
     seed: int = 0
     objectives: tuple[str, ...] = ("accuracy", "size")
+    compress: Mapping[str, Any] = field(default_factory=dict)
     budget: Budget = field(default_factory=Budget)
     target: str = "onnxruntime"
     threads: int = 1
@@ -77,7 +80,8 @@ class Config:
             target["target"] = target.pop("name")
         try:
             budget = Budget(**table.get("budget", {}))
-            return cls(task=task, budget=budget, **search, **target)
+            compress = table.get("compress", {})
+            return cls(task=task, budget=budget, compress=compress, **search, **target)
         except InputError as error:
             raise ConfigError(f"{path}: {error}") from error
 
@@ -96,6 +100,7 @@ class Config:
                 "sampler": self.sampler, "trials": self.trials, "seed": self.seed,
                 "objectives": list(self.objectives),
             },
+            **({"compress": dict(self.compress)} if self.compress else {}),
             "budget": {name: limit for name, limit in limits.items() if limit is not None},
             "target": {
                 "name": self.target, "threads": self.threads, "batch_size": self.batch_size,

@@ -1,14 +1,10 @@
 """What a target is: a runtime and its file format on one device."""
 
-import contextlib
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from autocompress.errors import ArtifactError
 from autocompress.spec.abilities import Abilities
 from autocompress.spec.artifact import Artifact
 
@@ -16,7 +12,7 @@ if TYPE_CHECKING:
     from autocompress.models.network import Network
     from autocompress.transforms.compress import Compressed
 
-__all__ = ["Array", "Builder", "Session", "Target", "write_atomically"]
+__all__ = ["Array", "Builder", "Session", "Target"]
 
 Array = np.ndarray[Any, Any]
 
@@ -69,26 +65,3 @@ class Target(Protocol):
 
     def open(self, path: Path) -> Session:
         """Load a file; raise ArtifactError if the runtime refuses it."""
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that no reader, and no crash, ever meets a part of it.
-
-    Raises ArtifactError if the directory cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).chmod(0o644)
-            Path(name).replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                Path(name).unlink()
-            raise
-    except OSError as error:
-        raise ArtifactError(f"A model file's directory must be writable: {error}.") from error

@@ -25,7 +25,8 @@ from autocompress.errors import ArtifactError
 from autocompress.models.network import Network
 from autocompress.spec.abilities import Abilities
 from autocompress.spec.artifact import Artifact
-from autocompress.targets.base import Array, Builder, write_atomically
+from autocompress.spec.files import write_whole
+from autocompress.targets.base import Array, Builder
 
 if TYPE_CHECKING:
     from autocompress.transforms.compress import Compressed
@@ -92,7 +93,7 @@ class NullBuilder:
         }
         text = json.dumps(document, sort_keys=True, separators=(",", ":"))
         content = safetensors.save(tensors, metadata={"network": text})
-        write_atomically(path, content)
+        write_whole(path, content)
         return Artifact(path, hashlib.sha256(content).hexdigest(), len(content), Null.name)
 
 

@@ -13,7 +13,8 @@ from autocompress.errors import ArtifactError
 from autocompress.models.network import Network
 from autocompress.spec.abilities import Abilities
 from autocompress.spec.artifact import Artifact
-from autocompress.targets.base import Array, Builder, write_atomically
+from autocompress.spec.files import write_whole
+from autocompress.targets.base import Array, Builder
 from autocompress.targets.memory import PeakMemory
 from autocompress.targets.onnx_edits import NotPlain
 from autocompress.targets.onnx_template import Template, make_template
@@ -89,7 +90,7 @@ class OnnxRuntimeBuilder:
         except NotPlain:
             template = make_template(compressed.network, self.template.opset)
             content = write(template, compressed, limit=self.limit)
-        write_atomically(path, content)
+        write_whole(path, content)
         digest = hashlib.sha256(content).hexdigest()
         return Artifact(path, digest, len(content), OnnxRuntime.name)
 

@@ -7,28 +7,27 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from autocompress.errors import InputError, PlanError, unknown
+from autocompress.errors import PlanError, unknown
 from autocompress.models.network import Network
 from autocompress.spec.abilities import Abilities
 from autocompress.spec.plan import Plan
 from autocompress.transforms.edges import integer_layers, rounded_tensors
-from autocompress.transforms.observe import METHODS, ActivationRange
+from autocompress.transforms.observe import ActivationRange
+from autocompress.transforms.options import Options
 from autocompress.transforms.prune import count_kept, energy_orders, magnitude_order
 from autocompress.transforms.rebuild import rebuild
-from autocompress.transforms.repair import Code, Options
+from autocompress.transforms.repair import Code
 from autocompress.transforms.teacher import Teacher
 from autocompress.transforms.weights import QuantizedWeight
 
 __all__ = [
-    "IMPORTANCE",
     "ActivationRange",
     "Compressed",
     "Compressor",
+    "Options",
     "QuantizedWeight",
     "compress",
 ]
-
-IMPORTANCE = ("energy", "l1", "l2")
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,12 +65,8 @@ class Compressed:
 class Compressor:
     """Compresses one network by any number of plans; its inputs are never changed.
 
-    ``calibration``: tuples of inputs, unlabelled; up to ``images`` of them are used.
-    ``importance``: what decides which channels go, one of IMPORTANCE. ``calibrate``: the way to
-    choose ranges of activations, one of METHODS. ``refit``, ``bn`` and ``compensate`` switch off
-    the repair of weights, that of biases (BatchNorm's shift) and error compensation when
-    rounding; ``options`` has their finer settings. The same arguments give the same results.
-    Memory stays as it is after the first plan. Raises InputError for unknown names.
+    ``calibration``: tuples of inputs, unlabelled; up to ``images`` of them are used. The same
+    arguments give the same results. Memory stays as it is after the first plan.
     """
 
     def __init__(
@@ -79,31 +74,14 @@ class Compressor:
         network: Network,
         calibration: Sequence[tuple[Tensor, ...]],
         abilities: Abilities,
+        options: Options | None = None,
         *,
-        importance: str = "energy",
-        calibrate: str = "mse",
-        refit: bool = True,
-        bn: bool = True,
-        compensate: bool = True,
         images: int = 192,
         seed: int = 0,
-        **options: Any,
     ) -> None:
-        if importance not in IMPORTANCE:
-            raise InputError(unknown("importance", importance, IMPORTANCE))
-        if calibrate not in METHODS:
-            raise InputError(unknown("calibration method", calibrate, METHODS))
         self.network = network
         self.abilities = abilities
-        self.importance = importance
-        self.options = Options(
-            refit=refit,
-            bn=bn,
-            compensate=compensate,
-            calibrate=calibrate,
-            signed=abilities.activation_signed,
-            **options,
-        )
+        self.options = options or Options()
         self.teacher = Teacher(network, calibration, seed=seed, limit_images=images)
         self._orders: dict[str, tuple[int, ...]] = {}
 
@@ -118,10 +96,10 @@ class Compressor:
         if unit not in units:
             raise PlanError(unknown("unit", unit, units))
         if unit not in self._orders:
-            if self.importance == "energy":
+            if self.options.importance == "energy":
                 self._orders.update(energy_orders(self.teacher))
             else:
-                power = 1 if self.importance == "l1" else 2
+                power = 1 if self.options.importance == "l1" else 2
                 self._orders[unit] = magnitude_order(units[unit], self.network, power)
         return self._orders[unit]
 
@@ -190,7 +168,15 @@ class Compressor:
                 sliced[name] = value
             network = network.replace(params=sliced, edits=groups.edits(kept))
         tensors = rounded_tensors(network, plan, self.abilities)
-        rebuilt = rebuild(self.teacher, network, plan, tensors, slices, self.options)
+        rebuilt = rebuild(
+            self.teacher,
+            network,
+            plan,
+            tensors,
+            slices,
+            self.options,
+            self.abilities.activation_signed,
+        )
         return Compressed(
             plan,
             network.replace(params=rebuilt.params),
@@ -204,7 +190,7 @@ def compress(
     plan: Plan,
     calibration: Sequence[tuple[Tensor, ...]],
     abilities: Abilities,
-    **options: Any,
+    options: Options | None = None,
 ) -> Compressed:
     """Return a network compressed by one plan; see :class:`Compressor` for the rest."""
-    return Compressor(network, calibration, abilities, **options).compress(plan)
+    return Compressor(network, calibration, abilities, options).compress(plan)

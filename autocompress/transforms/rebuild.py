@@ -17,7 +17,8 @@ from autocompress.models.network import Layer, Network
 from autocompress.spec.plan import Plan
 from autocompress.transforms.gram import moments
 from autocompress.transforms.observe import ActivationRange, observe
-from autocompress.transforms.repair import LIMIT_COLUMNS, Code, Options, repair, round_weight
+from autocompress.transforms.options import Options
+from autocompress.transforms.repair import LIMIT_COLUMNS, Code, repair, round_weight
 from autocompress.transforms.teacher import Teacher
 
 __all__ = ["Rebuilt", "rebuild"]
@@ -44,13 +45,15 @@ def rebuild(
     tensors: Mapping[str, int],
     slices: Slices,
     options: Options,
+    signed: bool,
 ) -> Rebuilt:
     """Repair and round the layers of ``network``, the teacher's sliced copy, in order.
 
     ``tensors``: bits by name of the node of every tensor that is rounded; ``slices``: what each
-    parameter keeps. Layers before the first change stay as they are, to the bit.
+    parameter keeps; ``signed``: whether activations' codes are. Layers before the first change stay
+    as they are, to the bit.
     """
-    return _Pass(teacher, network, plan, tensors, slices, options).run()
+    return _Pass(teacher, network, plan, tensors, slices, options, signed).run()
 
 
 def _last(value: Tensor) -> Tensor:
@@ -69,9 +72,10 @@ class _Pass:
         tensors: Mapping[str, int],
         slices: Slices,
         options: Options,
+        signed: bool,
     ) -> None:
         self.teacher, self.plan, self.tensors = teacher, plan, tensors
-        self.slices, self.options = slices, options
+        self.slices, self.options, self.signed = slices, options, signed
         self.nodes = list(network.graph.nodes)
         self.layers = {layer.node: layer for layer in network.layers}
         self.params = {name: _last(value) for name, value in network.params.items()}
@@ -125,9 +129,7 @@ class _Pass:
         return target(*args, **kwargs)
 
     def _round(self, node: fx.Node, value: Tensor) -> Tensor:
-        chosen = observe(
-            value, self.options.calibrate, self.tensors[node.name], self.options.signed
-        )
+        chosen = observe(value, self.options.calibrate, self.tensors[node.name], self.signed)
         self.ranges[node.name] = chosen
         self.dirty.add(node.name)
         return chosen.simulate(value)

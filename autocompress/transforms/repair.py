@@ -1,6 +1,5 @@
 """One layer made good: refitted to the inputs it now gets, rounded, its bias set right."""
 
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -9,43 +8,17 @@ from torch import Tensor
 
 from autocompress.transforms.compensate import compensate
 from autocompress.transforms.gram import Moments, columns_of, weight_of
+from autocompress.transforms.options import Options
 from autocompress.transforms.refit import factorise, refit, ridged
 from autocompress.transforms.weights import Array, Grid, QuantizedWeight, best_scale, nearest
 
-__all__ = ["Code", "Options", "repair", "round_weight"]
+__all__ = ["Code", "repair", "round_weight"]
 
 #: How a parameter is stored that is not float32.
 Code = QuantizedWeight | Literal["float16"]
 
 #: A Gram matrix wider than this is not made: such layers are rounded to nearest.
 LIMIT_COLUMNS = 5120
-
-
-@dataclass(frozen=True)
-class Options:
-    """How layers are repaired and rounded.
-
-    ``refit``: refit weights in closed form; ``bn``: set biases such that outputs are right on
-    average (BatchNorm's shift); ``compensate``: round with the Gram matrix, up to
-    ``compensate_bits``, and with ``sweeps`` of coordinate descent at 2 bits; ``ridge``: how
-    strongly the refit is drawn to the weights it starts from, in units of the inputs' mean
-    variance; ``odd_bits``: widths at which codes are odd (see :class:`QuantizedWeight`);
-    ``calibrate``: the way to choose ranges of activations, ``signed`` their codes.
-    """
-
-    refit: bool = True
-    bn: bool = True
-    compensate: bool = True
-    compensate_bits: int = 4
-    sweeps: int = 1
-    ridge: float = 0.01
-    odd_bits: tuple[int, ...] = (2,)
-    calibrate: str = "mse"
-    signed: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.ridge > 0 or self.sweeps < 0:
-            raise ValueError(f"ridge must be above 0 and sweeps not negative: {self}.")
 
 
 def round_weight(weight: Tensor, bits: int, options: Options) -> tuple[Tensor, Code | None]:

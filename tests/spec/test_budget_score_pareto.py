@@ -93,6 +93,6 @@ def test_closest_miss_has_the_smallest_worst_excess():
 
 @pytest.mark.parametrize("names", [["size"], ["accuracy"], ["accuracy", "speed"], "accuracy", 3])
 def test_objectives_are_checked(names):
-    with pytest.raises(InputError, match="(?i)objective"):
+    with pytest.raises(InputError, match=r"(?i)objective"):
         check_objectives(names)
     assert check_objectives(["accuracy", "latency"]) == ("accuracy", "latency")

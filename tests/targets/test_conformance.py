@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autocompress.errors import ArtifactError, ConfigError
+from autocompress.errors import ArtifactError, ConfigError, InputError
 from autocompress.spec.artifact import Artifact
 from autocompress.targets import TARGETS, make_target
 from autocompress.targets.timing import measure
@@ -109,7 +109,7 @@ def test_a_file_that_is_not_whole(name: str, tmp_path: Path) -> None:
 def test_a_directory_that_cannot_be_written(name: str, tmp_path: Path) -> None:
     net = residual()
     (tmp_path / "file").write_text("")
-    with pytest.raises(ArtifactError, match="must be writable"):
+    with pytest.raises(InputError, match="must be writable"):
         builder(name, net).build(rounded(net), tmp_path / "file" / "a")
 
 

@@ -1,8 +1,10 @@
 """What onnxruntime makes of the files: folded, fused, small, and alone in a process."""
 
 import os
+import re
 import subprocess
-import sys
+import venv
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -150,41 +152,47 @@ def test_an_unknown_tensor_cannot_be_rounded(tmp_path: Path) -> None:
 
 
 ALONE = """
-import sys
-
-class Forbid:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("autocompress", "torch", "onnx"):
-            raise ImportError("forbidden: " + name)
-
-sys.meta_path.insert(0, Forbid())
+import importlib.util, sys
 import numpy as np
 import onnxruntime
 
+for name in ("autocompress", "torch", "onnx", "optuna"):
+    assert importlib.util.find_spec(name) is None, name
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 (info,) = session.get_inputs()
 np.save(sys.argv[3], session.run(None, {info.name: np.load(sys.argv[2])})[0])
 """
 
 
-def test_the_file_runs_without_us(tmp_path: Path) -> None:
+def _bare_environment(place: Path) -> Path:
+    """Return the Python of a new environment with onnxruntime, what it requires, and no more."""
+    venv.create(place, symlinks=True)
+    (site,) = place.glob("lib/python*/site-packages")
+    waiting, seen = ["onnxruntime"], set()
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        found = metadata.distribution(name)
+        for top in {Path(file).parts[0] for file in found.files or () if ".." not in file.parts}:
+            source = Path(str(found.locate_file(top)))
+            if source.exists() and not (site / top).exists():
+                (site / top).symlink_to(source)
+        needed = (requirement for requirement in found.requires or () if "extra" not in requirement)
+        waiting += [re.match(r"[\w.-]+", requirement).group() for requirement in needed]
+    return place / "bin" / "python"
+
+
+def test_the_file_runs_with_nothing_of_ours_installed(tmp_path: Path) -> None:
     net = residual()
     path = builder("onnxruntime", net).build(rounded(net, 3, 8), tmp_path / "a.onnx").path
     (x,) = inputs(net)
     np.save(tmp_path / "x.npy", x.numpy())
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    subprocess.run(
-        [
-            sys.executable,
-            "-I",
-            "-c",
-            ALONE,
-            *(str(tmp_path / n) for n in ("a.onnx", "x.npy", "y.npy")),
-        ],
-        check=True,
-        cwd=tmp_path,
-        env=environment,
-    )
+    python = _bare_environment(tmp_path / "bare")
+    files = [str(tmp_path / name) for name in ("a.onnx", "x.npy", "y.npy")]
+    subprocess.run([python, "-I", "-c", ALONE, *files], check=True, cwd=tmp_path, env=environment)
     here = OnnxRuntime().open(path)(x.numpy())
     np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), here)
 

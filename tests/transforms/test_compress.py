@@ -12,7 +12,7 @@ from autocompress.models.trace import trace
 from autocompress.spec.abilities import Abilities
 from autocompress.spec.plan import Plan
 from autocompress.transforms.compress import Compressed, Compressor, QuantizedWeight, compress
-from autocompress.transforms.repair import Options
+from autocompress.transforms.options import Options
 
 from .nets import BITS, EDGES, PLAIN, Mixer, Residual, accuracy, calibration, held_out, trained
 
@@ -96,7 +96,10 @@ def test_each_part_of_the_repair_helps() -> None:
         {**off, "bn": True, "refit": True},
         {},
     ]
-    kls = [divergence(network, compress(network, plan, calibration(), PLAIN, **o)) for o in chain]
+    kls = [
+        divergence(network, compress(network, plan, calibration(), PLAIN, Options(**o)))
+        for o in chain
+    ]
     assert kls[0] > kls[2] > kls[3]
     assert kls[3] < 0.3 * kls[0]
 
@@ -105,8 +108,10 @@ def test_each_part_of_the_repair_helps() -> None:
 def test_refit_mends_pruning(importance: str) -> None:
     network = trained(Residual)
     plan = uniform(network, keep=0.5)
-    mended = compress(network, plan, calibration(), PLAIN, importance=importance)
-    plain = compress(network, plan, calibration(), PLAIN, importance=importance, refit=False)
+    mended = compress(network, plan, calibration(), PLAIN, Options(importance=importance))
+    plain = compress(
+        network, plan, calibration(), PLAIN, Options(importance=importance, refit=False)
+    )
     assert divergence(network, mended) < 0.3 * divergence(network, plain)
     assert mended.network.params["conv1.weight"].shape == (8, 8, 3, 3)
 
@@ -115,7 +120,9 @@ def test_energy_chooses_better_than_magnitude() -> None:
     network = trained(Residual)
     plan = Plan({"conv1/keep": 0.25})
     kls = {
-        name: divergence(network, compress(network, plan, calibration(), PLAIN, importance=name))
+        name: divergence(
+            network, compress(network, plan, calibration(), PLAIN, Options(importance=name))
+        )
         for name in ("energy", "l1", "l2")
     }
     assert kls["energy"] < min(kls["l1"], kls["l2"])
@@ -129,7 +136,7 @@ def test_removing_what_is_redundant_costs_nothing() -> None:
         model[0].weight[6:] = 0.5 * model[0].weight[:6]
         model[0].bias[6:] = 0.5 * model[0].bias[:6]
     network = trace(model, (held_out()[:1],))
-    found = compress(network, Plan({"0/keep": 0.5}), calibration(), PLAIN, ridge=1e-6)
+    found = compress(network, Plan({"0/keep": 0.5}), calibration(), PLAIN, Options(ridge=1e-6))
     assert found.network.params["0.weight"].shape[0] == 6
     torch.testing.assert_close(found(held_out()), network(held_out()), atol=4e-3, rtol=1e-3)
 
@@ -200,10 +207,14 @@ def test_other_refusals() -> None:
     with pytest.raises(PlanError, match="Only a teacher"):
         compress(network, Plan({}, {"family": "resnet"}), calibration(), PLAIN)
     with pytest.raises(InputError, match="Did you mean 'energy'"):
-        Compressor(network, calibration(), PLAIN, importance="enery")
+        Compressor(network, calibration(), PLAIN, Options(importance="enery"))
     with pytest.raises(InputError, match="calibration method"):
-        Compressor(network, calibration(), PLAIN, calibrate="mess")
+        Compressor(network, calibration(), PLAIN, Options(calibrate="mess"))
     with pytest.raises(InputError, match="at least one input"):
         Compressor(network, [], PLAIN)
-    with pytest.raises(ValueError, match="ridge"):
-        Options(ridge=0)
+    for wrong, text in (({"ridge": 0}, "ridge"), ({"refit": 1}, "refit must be true or false")):
+        with pytest.raises(InputError, match=text):
+            Options(**wrong)
+    with pytest.raises(InputError, match="Did you mean 'refit'"):
+        Options.of({"refits": True})
+    assert Options.of({"bn": False}) == Options(bn=False)

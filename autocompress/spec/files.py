@@ -12,8 +12,8 @@ __all__ = ["write_whole"]
 def write_whole(path: Path, content: bytes, check: Callable[[Path], None] = lambda _: None) -> None:
     """Write a file beside its place, check it there and rename it into place.
 
-    Missing folders are made. ``check`` may raise to keep the file out of its place. Raises
-    InputError where nothing can be written.
+    No reader, and no crash, ever meets a part of it. Missing folders are made. ``check`` may raise
+    to keep the file out of its place. Raises InputError where nothing can be written.
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -4,29 +4,29 @@ from pathlib import Path
 
 import pytest
 
-from autocompress.errors import ArtifactError
-from autocompress.targets.base import write_atomically
+from autocompress.errors import InputError
+from autocompress.spec.files import write_whole
 
 
 def test_a_failed_write_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a"
-    write_atomically(path, b"old")
+    write_whole(path, b"old")
 
     def fail(handle: int) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(ArtifactError, match="disk full"):
-        write_atomically(path, b"new")
+    with pytest.raises(InputError, match="disk full"):
+        write_whole(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_file_is_replaced_and_readable(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "a"
-    write_atomically(path, b"one")
-    write_atomically(path, b"two")
+    write_whole(path, b"one")
+    write_whole(path, b"two")
     assert path.read_bytes() == b"two"
     assert path.stat().st_mode & 0o777 == 0o644
