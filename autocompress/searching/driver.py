@@ -1,8 +1,12 @@
 """The driver: baselines first, then what the sampler proposes, until the trials are done."""
 
-from collections.abc import Callable
+import itertools
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from optuna.trial import Trial
 
 from autocompress.errors import TaskError, TrialError
 from autocompress.searching.study import Study
@@ -15,9 +19,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Progress", "ProgressCallback", "drive", "score_tests"]
 
-# Proposals in a row that the study had already answered before the search ends: with a sampler
-# that still explores, this many repeats mean that the space is as good as exhausted.
-_REPEATS = 300
+# Proposals in a row that the study had already answered before a plan is drawn at random.
+_REPEATS = 10
+# Spaces up to this size are gone through to the last plan; from larger ones so many are drawn.
+_SMALL = 4096
 # Failures in a row that end the run, at its start and later.
 _FAILURES_AT_START = 3
 _FAILURES = 20
@@ -44,31 +49,24 @@ def drive(study: Study, evaluator: "Evaluator", trials: int, progress: ProgressC
     TaskError after three failures in a row at the start, TrialError after twenty later.
     """
     recipe = Recipe(seed=evaluator.seed)
-    waiting = [
-        (label, plan)
-        for label, plan in study.parameters.space.baselines()
-        if study.answer(recipe.key(plan, evaluator.target.name)) is None
-    ]
+
+    def known(plan: Plan) -> Score | None:
+        return study.answer(recipe.key(plan, evaluator.target.name))
+
+    baselines = study.parameters.space.baselines()
+    waiting = [(label, plan) for label, plan in baselines if known(plan) is None]
     done = study.completed
-    failures = repeats = 0
+    failures = 0
     progress(Progress(done, trials, best=best_so_far(study)))
     while done < trials:
-        label, trial, plan = "", None, Plan()
+        trial: Trial | None
         if waiting:
-            label, plan = waiting.pop(0)
+            (label, plan), trial = waiting.pop(0), None
         else:
-            trial, plan = study.ask()
-            known = study.answer(recipe.key(plan, evaluator.target.name))
-            if known is not None:
-                study.repeat(trial, known)
-                repeats += 1
-                if repeats >= _REPEATS:
-                    return (
-                        f"the search ended after {done} trials: the last {_REPEATS} proposals had "
-                        "all been scored before"
-                    )
-                continue
-        repeats = 0
+            proposal = _propose(study, known)
+            if proposal is None:
+                return f"the search ended after {done} trials: every plan it finds has been scored"
+            label, (trial, plan) = "", proposal
         score = study.add(evaluator(plan, recipe, label), trial)
         if score.outcome == "failed":
             failures += 1
@@ -83,6 +81,35 @@ def drive(study: Study, evaluator: "Evaluator", trials: int, progress: ProgressC
             done += 1
         progress(Progress(done, trials, score, best_so_far(study)))
     return ""
+
+
+def _propose(study: Study, known: Callable[[Plan], Score | None]) -> tuple[Trial, Plan] | None:
+    """Return a trial whose plan has no score yet, None if none is found.
+
+    The sampler is told the score of what it proposes again; a sampler that insists (GP on a plan
+    that failed) is given a plan drawn at random.
+    """
+    for _ in range(_REPEATS):
+        trial, plan = study.ask()
+        score = known(plan)
+        if score is None:
+            return trial, plan
+        study.repeat(trial, score)
+    new = next((plan for plan in _draws(study) if known(plan) is None), None)
+    return None if new is None else study.ask(new)
+
+
+def _draws(study: Study) -> Iterator[Plan]:
+    """Yield every plan of a small space in random order, many random ones of a large one."""
+    space, generator = study.parameters.space, random.Random(len(study.scores))  # noqa: S311 - no secret
+    choices: Iterable[Sequence[float]]
+    if space.size <= _SMALL:
+        choices = random_order = list(itertools.product(*space.knobs.values()))
+        generator.shuffle(random_order)
+    else:
+        choices = ([generator.choice(v) for v in space.knobs.values()] for _ in range(_SMALL))
+    for values in choices:
+        yield space.plan(dict(zip(space.knobs, values, strict=True)))
 
 
 def best_so_far(study: Study) -> str:

@@ -165,8 +165,10 @@ class Study:
         """Return the number of completed scores, baselines included."""
         return sum(score.outcome == "ok" for score in self.scores)
 
-    def ask(self) -> tuple[Trial, Plan]:
-        """Return a running trial, in memory alone, and the plan it proposes."""
+    def ask(self, plan: Plan | None = None) -> tuple[Trial, Plan]:
+        """Return a running trial, in memory alone, and its plan: the sampler's or the one given."""
+        if plan is not None:
+            self._memory.enqueue_trial(self.parameters.of(plan) or {})
         trial = self._memory.ask()
         return trial, self.parameters.suggest(trial)
 

@@ -71,7 +71,12 @@ class Config:
             )
         target = dict(table.get("target", {}))
         if "space" in table:
-            search["space"] = SpaceTemplate.of(**{"knobs": {}, **table["space"]})
+            if "space" in search:
+                raise ConfigError(
+                    f"{path}, line {line_of(text, 'space', 'search')}: a space is a name in "
+                    "[search] or the tables of [space], one of the two. Drop one."
+                )
+            search["space"] = SpaceTemplate.from_table(table["space"], text, path, "space")
         elif not isinstance(search.get("space", ""), str):
             raise ConfigError(f"{path}: space must be a name or a path in quotes.")
         if isinstance(search.get("space"), str) and search["space"].endswith(".toml"):

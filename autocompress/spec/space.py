@@ -129,7 +129,6 @@ class SpaceTemplate:
 
     rules: tuple[tuple[str, tuple[Value, ...]], ...]
     exclude: tuple[str, ...] = ()
-    name: str = "space"
 
     @classmethod
     def of(
@@ -156,18 +155,28 @@ class SpaceTemplate:
     def read(cls, path: Path) -> "SpaceTemplate":
         """Read a TOML file; raise ConfigError or SpaceError naming file and line."""
         table, text = read_toml(path)
-        check_keys(table, ("knobs", "exclude"), text, path)
+        return cls.from_table(table, text, path)
+
+    @classmethod
+    def from_table(
+        cls, table: Mapping[str, Any], text: str, path: Path, section: str = ""
+    ) -> "SpaceTemplate":
+        """Return the template of a table of a TOML file; errors are those of :meth:`read`."""
+        check_keys(table, ("knobs", "exclude"), text, path, section)
         knobs, exclude = table.get("knobs", {}), table.get("exclude", [])
-        if not isinstance(knobs, dict) or not isinstance(exclude, list):
-            raise SpaceError(f"{path}: 'knobs' must be a table and 'exclude' a list of patterns.")
+        patterns = isinstance(exclude, list) and all(isinstance(item, str) for item in exclude)
+        if not isinstance(knobs, dict) or not patterns:
+            line = line_of(text, "knobs" if patterns else "exclude", section)
+            raise SpaceError(
+                f"{path}, line {line}: 'knobs' must be a table and 'exclude' a list of patterns."
+            )
         for pattern, values in knobs.items():
             try:
                 cls.of({pattern: values})
             except SpaceError as error:
-                line = line_of(text, pattern, "knobs")
+                line = line_of(text, pattern, f"{section}.knobs".removeprefix("."))
                 raise SpaceError(f"{path}, line {line}: {error}") from error
-        found = cls.of(knobs, [str(item) for item in exclude])
-        return cls(found.rules, found.exclude, path.stem)
+        return cls.of(knobs, exclude)
 
     def resolve(
         self, layers: Collection[str], units: Collection[str], abilities: Abilities

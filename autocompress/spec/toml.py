@@ -19,7 +19,9 @@ def read_toml(path: Path) -> tuple[dict[str, Any], str]:
     try:
         return tomllib.loads(text), text
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"A TOML file must be valid TOML: {path}: {error}.") from error
+        end = f"at line {len(text.splitlines())}, the last"
+        reason = str(error).replace("at end of document", end)
+        raise ConfigError(f"A TOML file must be valid TOML: {path}: {reason}.") from error
 
 
 def line_of(text: str, key: str, section: str = "") -> int:

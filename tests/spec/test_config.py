@@ -1,0 +1,104 @@
+from pathlib import Path
+
+import pytest
+
+from autocompress.errors import ConfigError, InputError
+from autocompress.spec.budget import Budget
+from autocompress.spec.config import Config
+from autocompress.spec.space import SpaceTemplate
+
+FULL = """
+[task]
+name = "digits"
+epochs = 3
+[search]
+sampler = "random"
+trials = 7
+seed = 4
+objectives = ["accuracy", "latency"]
+[compress]
+importance = "l1"
+[budget]
+latency_ms = 1.5
+max_size_bytes = 1000
+[target]
+name = "null"
+threads = 2
+batch_size = 3
+[space]
+exclude = ["fc"]
+[space.knobs]
+"*/w_bits" = [4, 8]
+"""
+
+
+def read(folder: Path, text: str) -> Config:
+    path = folder / "config.toml"
+    path.write_text(text)
+    return Config.read(path)
+
+
+def test_everything_is_read_and_written_back(tmp_path: Path) -> None:
+    config = read(tmp_path, FULL)
+    assert config.task == {"name": "digits", "epochs": 3}
+    assert (config.sampler, config.trials, config.seed, config.target) == ("random", 7, 4, "null")
+    assert config.objectives == ("accuracy", "latency")
+    assert config.compress == {"importance": "l1"}
+    assert config.budget == Budget(latency_ms=1.5, max_size_bytes=1000)
+    assert (config.threads, config.batch_size) == (2, 3)
+    assert isinstance(config.space, SpaceTemplate)
+    assert config.space.exclude == ("fc",)
+    assert read(tmp_path, config.to_toml(config.space)) == config
+
+
+def test_what_is_not_set_has_its_default(tmp_path: Path) -> None:
+    assert read(tmp_path, "") == Config()
+
+
+def test_paths_of_spaces_are_relative_to_the_file(tmp_path: Path) -> None:
+    config = read(tmp_path, '[search]\nspace = "mine.toml"')
+    assert config.space == str(tmp_path / "mine.toml")
+
+
+def test_overrides_reach_the_budget_too(tmp_path: Path) -> None:
+    config = read(tmp_path, FULL).override(trials=9, latency_ms=2.0, seed=None)
+    assert (config.trials, config.seed) == (9, 4)
+    assert config.budget == Budget(latency_ms=2.0, max_size_bytes=1000)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("[serch]\ntrials = 3", r"line 1: .*'search'"),
+        ("[search]\n\ntrails = 3", r"line 3: .*'trials'"),
+        ("[search]\ntrials = ", r"config.toml: .*line 2, the last"),
+        ("search = 3", r"line 1: \[search\] must be a table"),
+        ("[task]\nepochs = 3", r"\[task\] needs name"),
+        ("[task]\nname = 3", r"\[task\] needs name"),
+        ("[search]\ntrials = 0", "at least 1, not 0"),
+        ("[search]\ntrials = true", "at least 1, not True"),
+        ('[search]\nseed = "a"', "at least 0, not 'a'"),
+        ("[search]\nspace = 3", "space must be a name or a path"),
+        ("[search]\nsampler = 3", "sampler must be a name"),
+        ('[search]\nobjectives = "accuracy"', "Objectives are a list"),
+        ("[budget]\nlatency_ms = -1", "above 0"),
+        ("[budget]\nlatency_ms = nan", "above 0"),
+        ('[space.knobs]\n"*/w_bits" = [4, 99]', "from 2 to 32, not 99"),
+        ('[search]\nspace = "ptq"\n[space.knobs]\n"*/w_bits" = [4]', "one of the two"),
+        ('[space]\nknobs = 3', "table"),
+        ('[space]\nexlude = ["a"]', r"line 2: .*'exclude'"),
+        ('[compress]\nimportanc = "l1"', r"line 2: .*'importance'"),
+    ],
+)  # fmt: skip
+def test_bad_files_are_one_line_that_says_where(tmp_path: Path, text: str, wanted: str) -> None:
+    with pytest.raises(InputError, match=wanted) as caught:
+        read(tmp_path, text)
+    assert "config.toml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    for path in (tmp_path, tmp_path / "none.toml", tmp_path / "binary.toml"):
+        with pytest.raises(ConfigError, match="must be readable"):
+            Config.read(path)
