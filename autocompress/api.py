@@ -1,14 +1,25 @@
 """The Python interface: search, open a run, measure a file; names become objects here."""
 
+import contextlib
 import hashlib
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import autocompress
-from autocompress.errors import ConfigError, InputError, RunError, TaskError, unknown
+from autocompress.errors import (
+    ArtifactError,
+    AutocompressError,
+    ConfigError,
+    InputError,
+    RunError,
+    TaskError,
+    unknown,
+)
 from autocompress.models.trace import trace
 from autocompress.report.front import Front
 from autocompress.searching.driver import Progress, ProgressCallback, drive, score_tests
@@ -19,7 +30,7 @@ from autocompress.searching.study import Study, driver_lock, read_scores
 from autocompress.spec.budget import Budget
 from autocompress.spec.config import Config
 from autocompress.spec.files import write_whole
-from autocompress.spec.score import Score
+from autocompress.spec.score import Score, check_objectives
 from autocompress.spec.space import SpaceTemplate
 from autocompress.targets import make_target
 from autocompress.targets.timing import Timing, measure
@@ -43,6 +54,8 @@ def find_space(space: str | Path | Mapping[str, Any] | SpaceTemplate) -> SpaceTe
         return space
     if isinstance(space, Mapping):
         return SpaceTemplate.of(space)
+    if not isinstance(space, (str, Path)):
+        raise InputError(f"A space is a name, a path or a mapping, not {type(space).__name__}.")
     path = Path(space)
     if path.suffix == ".toml":
         return SpaceTemplate.read(path)
@@ -55,27 +68,46 @@ def find_space(space: str | Path | Mapping[str, Any] | SpaceTemplate) -> SpaceTe
 def make_task(options: Mapping[str, Any]) -> Task:
     """Return the task of a name, or of ``package.module:factory``, and its options.
 
-    Raises TaskError for an unknown name, a factory that cannot be imported or an unknown option.
+    A module is also looked for in the current folder. Raises TaskError for an unknown name, a
+    factory that cannot be imported or raises, or an unknown option.
     """
     values = dict(options)
     name = values.pop("name")
-    if ":" not in name:
-        if name not in TASKS:
-            raise TaskError(unknown("task", name, TASKS) + " Your own is package.module:factory.")
-        factory: Callable[..., Task] = TASKS[name]
-    else:
-        module, _, attribute = name.partition(":")
-        try:
-            factory = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise TaskError(f"A task factory must be importable: {name} ({error}).") from error
+    factory = _factory(name)
     try:
-        task = factory(**values)
+        inspect.signature(factory).bind(**values)
     except TypeError as error:
         raise TaskError(f"Task '{name}' does not take these options: {error}.") from error
+    try:
+        task = factory(**values)
+    except AutocompressError:
+        raise
+    except Exception as error:  # the user's code raises what it likes
+        raise TaskError(
+            f"A task factory must return a task: {name} raised {type(error).__name__}: {error}."
+        ) from error
     if not isinstance(task, Task):
         raise TaskError(f"A task factory must return an autocompress.Task; {name} did not.")
     return task
+
+
+def _factory(name: str) -> Callable[..., Task]:
+    if ":" not in name:
+        if name not in TASKS:
+            raise TaskError(unknown("task", name, TASKS) + " Your own is package.module:factory.")
+        return TASKS[name]
+    module, _, attribute = name.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        factory: Callable[..., Task] = getattr(importlib.import_module(module), attribute)
+        inspect.signature(factory)
+    except Exception as error:  # importing runs the user's code
+        raise TaskError(
+            f"A task factory must be importable, as package.module:factory: {name} is not "
+            f"({type(error).__name__}: {error})."
+        ) from error
+    return factory
 
 
 @dataclass
@@ -95,7 +127,7 @@ class Run:
     @property
     def reference(self) -> Score | None:
         """The score of the uncompressed model, None before it has one."""
-        return next((s for s in self.scores if s.baseline == "uncompressed"), None)
+        return self.front().reference
 
     def front(self) -> Front:
         """Return the Pareto front of the scores so far."""
@@ -106,7 +138,19 @@ class Run:
         front = self.front()
         for suffix in ("png", "svg"):
             front.plot(self.directory / f"front.{suffix}")
-        front.to_pandas(baselines=True).to_csv(self.directory / "front.csv", index=False)
+        table = front.to_pandas(baselines=True).to_csv(index=False)
+        write_whole(self.directory / "front.csv", table.encode())
+
+    def complete(self) -> bool:
+        """Tell whether all that a finished search leaves is there, to the byte."""
+        written = all((self.directory / f"front.{end}").exists() for end in ("csv", "png", "svg"))
+        front = self.front()
+        try:
+            for pick in (*front.members, *front.baselines):
+                pick.artifact.verify()
+        except ArtifactError:
+            return False
+        return written
 
     def resume(self, trials: int | None = None, progress: ProgressCallback | None = None) -> "Run":
         """Go on: ``trials`` more, or by default up to the number that the search was started with.
@@ -154,10 +198,12 @@ def search(
     """
     if not isinstance(task, Task):
         raise TaskError(f"search needs an autocompress.Task, not {type(task).__name__}.")
+    if budget is not None and not isinstance(budget, Budget):
+        raise InputError(f"budget must be an autocompress.Budget, not {type(budget).__name__}.")
     config = Config(
         space=find_space(space), sampler=sampler, trials=trials, seed=seed, target=target,
-        objectives=tuple(objectives), budget=budget or Budget(), compress=dict(compress or {}),
-        threads=threads, batch_size=batch_size,
+        objectives=check_objectives(objectives), budget=budget or Budget(),
+        compress=dict(compress or {}), threads=threads, batch_size=batch_size,
     )  # fmt: skip
     directory = Path(run_dir) if run_dir is not None else Path("runs") / task.name
     return _run(config, directory, task, trials, progress)
@@ -205,7 +251,16 @@ def bench(
     target = make_target(runtime, threads=threads)
     candidate = target.open(Path(path))
     other = target.open(Path(path if reference is None else reference))
-    return measure(candidate, other, candidate.example_inputs(), threads=threads)
+    inputs = candidate.example_inputs()
+    for file, session in ((path, candidate), (reference, other)):
+        try:
+            session(*inputs)
+        except Exception as error:  # runtimes' exceptions have no common base
+            raise InputError(
+                f"Both files must run on the same inputs, of shapes {[x.shape for x in inputs]}: "
+                f"{file} does not ({' '.join(str(error).split())[:200]})."
+            ) from error
+    return measure(candidate, other, inputs, threads=threads)
 
 
 def _run(
@@ -223,7 +278,7 @@ def _run(
     make_sampler(config.sampler, config.seed)
     options = Options.of(config.compress)
     _prepare(directory, config, template)
-    with driver_lock(directory):
+    with driver_lock(directory), _disk_errors(directory):
         if task is None:
             assert config.task is not None
             report(Progress(0, total, note="loading the task"))
@@ -250,19 +305,30 @@ def _run(
         )
         write_whole(directory / "config.toml", config.to_toml(template).encode())
         run = Run(directory, config, study.scores, task)
-        if study.completed >= total and (directory / "front.csv").exists():
+        if study.completed >= total and run.complete():
             return run
-        (directory / "front.csv").unlink(missing_ok=True)
+        (directory / "front.csv").unlink(missing_ok=True)  # until it is up to date again
         report(Progress(study.completed, total, note="exporting the model"))
         evaluator = Evaluator(
             task, network, target, directory, config.seed, study.note("reference_ms"), options
         )
         study.set_note("reference_ms", evaluator.reference_ms)
-        run.note = drive(study, evaluator, total, report)
-        report(Progress(study.completed, total, note="scoring the front on the test split"))
-        score_tests(study, evaluator)
+        notes = [drive(study, evaluator, total, report), score_tests(study, evaluator, report)]
+        run.note = "; ".join(note for note in notes if note)
         run.write_front()
     return run
+
+
+@contextlib.contextmanager
+def _disk_errors(directory: Path) -> Iterator[None]:
+    """Turn what a full or failing disk raises into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"A run directory must be writable: {directory} ({error}). Make room there; the "
+            "finished trials are kept, and resume goes on with them."
+        ) from error
 
 
 def _prepare(directory: Path, config: Config, template: SpaceTemplate) -> None:

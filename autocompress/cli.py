@@ -45,7 +45,7 @@ def _number(
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not (math.isfinite(value) and value > above):
+        if not above < value <= 2**53:  # NaN, infinities and slips of the keyboard
             raise argparse.ArgumentTypeError(f"{rule}, not {text!r}")
         return value
 
@@ -135,9 +135,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (by default the process's own) and return its exit status."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal without "×" gets "?"
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started the process
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        if hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="replace")  # a terminal without "×" gets "?"
     try:
         parsed = _parse(sys.argv[1:] if arguments is None else arguments)
         with _quiet_libraries():
@@ -150,9 +152,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of a pipe (head, less) has had enough
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        if isinstance(error, BrokenPipeError):  # the reader (head, less) has had enough
+            return 0
+        return _complain(AutocompressError(f"Output must be writable: {error}."), 2)
     return status
 
 
@@ -179,24 +183,33 @@ def _quiet_libraries() -> Iterator[None]:
 
 
 class _Screen:
-    """The progress of a search on stderr: notes, then a bar with the time left."""
+    """The progress of a search on stderr: notes, then a bar with the time left.
+
+    A screen that goes away (a closed pipe) ends the display, not the search.
+    """
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
-        self.done = 0
         self.failed = 0
+        self.what = ""
         self.bar: tqdm.tqdm[NoReturn] | None = None
 
     def __call__(self, progress: "Progress") -> None:
-        self.done = max(self.done, progress.done)
         if self.quiet:
             return
+        try:
+            self._show(progress)
+        except (OSError, ValueError):
+            self.quiet = True
+
+    def _show(self, progress: "Progress") -> None:
         if progress.note:
             self.close()
             print(f"{progress.note} …", file=sys.stderr, flush=True)
             return
-        if self.bar is None:
-            self.bar = self._open(progress)
+        if self.bar is None or self.what != progress.what:
+            self.close()
+            self.bar, self.what = self._open(progress), progress.what
         score = progress.score
         if score is not None and score.outcome == "failed":
             self.failed += 1
@@ -215,17 +228,19 @@ class _Screen:
         return tqdm.tqdm(
             total=progress.total,
             initial=progress.done,
+            desc=progress.what,
             file=sys.stderr,
             mininterval=0.2 if terminal else 15.0,
             dynamic_ncols=terminal,
-            bar_format="trials {n_fmt}/{total_fmt} |{bar:20}| {elapsed} gone, {remaining} left"
+            bar_format="{desc} {n_fmt}/{total_fmt} |{bar:20}| {elapsed} gone, {remaining} left"
             "{postfix}",
         )
 
     def close(self) -> None:
         """End the bar's line."""
         if self.bar is not None:
-            self.bar.close()
+            with contextlib.suppress(OSError, ValueError):
+                self.bar.close()
             self.bar = None
 
 
@@ -236,7 +251,7 @@ def _drive(directory: Path, quiet: bool, start: Callable[[_Screen], "Run"]) -> i
         run = start(screen)
     except KeyboardInterrupt:
         screen.close()
-        print(f"interrupted; {_kept(directory, screen.done)}", file=sys.stderr)
+        print(f"interrupted; {_kept(directory)}", file=sys.stderr)
         return 130
     finally:
         screen.close()
@@ -245,16 +260,16 @@ def _drive(directory: Path, quiet: bool, start: Callable[[_Screen], "Run"]) -> i
     return _result(run)
 
 
-def _kept(directory: Path, seen: int) -> str:
+def _kept(directory: Path) -> str:
     """Return the sentence about the trials that are on disk and how to go on."""
+    kept = "the finished trials are kept"
     with contextlib.suppress(Exception, KeyboardInterrupt):  # a second Ctrl-C ends the counting
         from autocompress import api
 
-        scores = api.open_run(directory).scores
-        seen = sum(score.outcome == "ok" for score in scores)
+        count = sum(score.outcome == "ok" for score in api.open_run(directory).scores)
+        kept = "1 trial is kept" if count == 1 else f"{count} trials are kept"
     if not (directory / "config.toml").exists():
         return "nothing was finished yet; start again with the same command"
-    kept = "1 trial is kept" if seen == 1 else f"{seen} trials are kept"
     return f"{kept}; continue with: autocompress resume {shlex.quote(str(directory))}"
 
 

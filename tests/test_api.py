@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 import autocompress as ac
+from autocompress.api import make_task as make_task_of
 from autocompress.errors import (
     ArtifactError,
     AutocompressError,
@@ -209,6 +210,79 @@ def test_a_truncated_artifact_is_not_exported(tmp_path: Path) -> None:
     assert not (tmp_path / "model.bin").exists()
 
 
+def test_artifacts_that_are_gone_or_damaged_are_built_again(tmp_path: Path) -> None:
+    run = run_search(tmp_path)
+    front = list(run.front())
+    front[0].path.unlink()
+    front[-1].path.write_bytes(b"short")
+    (tmp_path / "front.png").unlink()
+    again = run_search(tmp_path)
+    assert [score.key for score in again.scores] == [score.key for score in run.scores]
+    for pick in again.front():
+        pick.artifact.verify()
+    assert (tmp_path / "front.png").exists()
+
+
+def test_a_test_that_raises_leaves_the_front(tmp_path: Path) -> None:
+    run = run_search(tmp_path, replace(make_task(), test=lambda predict: _raise("no labels")))
+    assert "no labels" in run.note
+    assert completed(run) == 8
+    assert (tmp_path / "front.csv").exists()
+
+
+def test_a_full_disk_is_one_sentence_and_costs_nothing(tmp_path: Path, monkeypatch) -> None:
+    add, calls = optuna.Study.add_trial, []
+
+    def full(study, trial):
+        calls.append(1)
+        if len(calls) == 9:
+            raise OSError(28, "No space left on device")
+        add(study, trial)
+
+    monkeypatch.setattr(optuna.Study, "add_trial", full)
+    with pytest.raises(RunError, match=r"No space left.*are kept"):
+        run_search(tmp_path)
+    monkeypatch.undo()
+    kept = ac.open_run(tmp_path).scores
+    assert kept
+    run = run_search(tmp_path)
+    assert [score.key for score in run.scores[: len(kept)]] == [score.key for score in kept]
+    assert completed(run) == 8
+
+
+def test_factories_of_tasks_that_cannot_be_used(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "mine.py").write_text("def broken():\n    raise ValueError('no data')\n")
+    (tmp_path / "typo.py").write_text("def broken(:\n")
+    monkeypatch.chdir(tmp_path)
+    for options, text in (
+        ({"name": "mine:broken"}, "ValueError: no data"),
+        ({"name": "mine:broken", "size": 3}, "does not take these options"),
+        ({"name": "typo:broken"}, "SyntaxError"),
+        ({"name": ":"}, "must be importable"),
+        ({"name": ".x:y"}, "must be importable"),
+        ({"name": "os:sep"}, "must be importable"),
+        ({"name": "digit"}, "'digits'"),
+        ({"name": "digits", "seed": -1}, "seed must be"),
+        ({"name": "digits", "network": ["a"]}, "network"),
+    ):
+        with pytest.raises(TaskError, match=text):
+            make_task_of(options)
+
+
+def test_bench_needs_files_that_take_the_same_inputs(tmp_path: Path) -> None:
+    first = run_search(tmp_path / "a", target="onnxruntime", trials=1).front()[0].path
+    assert ac.bench(first, reference=first).latency_ms > 0
+    model = nn.Sequential(nn.Linear(3, 2)).eval()
+    x = torch.randn(8, 3)
+    task = ac.Task(
+        model=model, example_inputs=(x[:1],), calibration=[(x,)], evaluate=lambda _: 1.0
+    )  # fmt: skip
+    space = {"*/w_bits": [8, 32]}
+    run = ac.search(task, space=space, trials=1, run_dir=tmp_path / "b")
+    with pytest.raises(InputError, match="same inputs"):
+        ac.bench(first, reference=run.front()[0].path)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
@@ -219,6 +293,10 @@ def test_a_truncated_artifact_is_not_exported(tmp_path: Path) -> None:
         ({"target": "onnxruntme"}, InputError, "'onnxruntime'"),
         ({"sampler": "tpx"}, InputError, "'tpe'"),
         ({"trials": 0}, InputError, "trials"),
+        ({"objectives": [["accuracy"], ["size"]]}, InputError, "objective"),
+        ({"objectives": None}, InputError, "list"),
+        ({"space": None}, InputError, "NoneType"),
+        ({"budget": {"latency_ms": 1}}, InputError, "Budget"),
         ({"compress": {"importance": "enrgy"}}, InputError, "'energy'"),
         ({"compress": {"calibration": "mse"}}, InputError, "'calibrate'"),
         ({"objectives": ["accuracy", "sise"]}, InputError, "'size'"),

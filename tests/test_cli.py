@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import logging
+import os
 import subprocess
 import sys
 import warnings
@@ -182,7 +183,7 @@ def test_an_interruption_before_the_first_trial_is_not_resumable(run, tmp_path, 
     assert "start again with the same command" in capsys.readouterr().err
 
 
-def test_an_unreadable_study_leaves_the_count_of_the_bar(run, monkeypatch, capsys):
+def test_a_second_interruption_ends_the_counting(run, monkeypatch, capsys):
     run.during = interrupt
 
     def damaged(directory, task=None):
@@ -190,7 +191,7 @@ def test_an_unreadable_study_leaves_the_count_of_the_bar(run, monkeypatch, capsy
 
     monkeypatch.setattr(api, "open_run", damaged)
     assert cli.main(["search", "c.toml", "--run", str(run.directory), "--quiet"]) == 130
-    assert "3 trials are kept" in capsys.readouterr().err
+    assert "the finished trials are kept" in capsys.readouterr().err
     assert cli.main(["front", "x"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
@@ -317,6 +318,7 @@ def test_other_errors_are_not_hidden(monkeypatch):
         ("resume d --trials -3", "at least 1, not '-3'"),
         ("search x.toml --latency-budget nan", "above 0, not 'nan'"),
         ("search x.toml --max-size 0", "above 0, not '0'"),
+        (f"search x.toml --trials {10**400}", "an integer of at least 1"),
         ("search x.toml --seed -1", "at least 0, not '-1'"),
         ("pick d --min-accuracy inf", "a number, not 'inf'"),
         ("front d --format xml", "invalid choice: 'xml'"),
@@ -375,3 +377,36 @@ def test_a_reader_that_leaves_ends_quietly():
     child.stderr.close()
     assert child.wait() == 0
     assert error == ""
+
+
+def child_of(arguments, tmp_path, **streams):
+    """Start a whole search on digits in a process of its own."""
+    config = tmp_path / "c.toml"
+    config.write_text(
+        '[task]\nname = "digits"\nepochs = 1\n[search]\nspace = "bits"\nsampler = "random"\n'
+        'trials = 3\n[target]\nname = "null"\n'
+    )
+    command = [sys.executable, "-m", "autocompress", "search", str(config), "--run", "run"]
+    return subprocess.Popen([*command, *arguments], cwd=tmp_path, **streams)
+
+
+def test_a_screen_that_goes_away_does_not_end_the_search(tmp_path):
+    pipe = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    child = child_of([], tmp_path, **pipe)
+    child.stderr.close()
+    assert child.wait(timeout=120) == 0
+    assert (tmp_path / "run" / "front.csv").exists()
+
+
+def test_closed_streams_do_not_end_the_search(tmp_path):
+    child = child_of([], tmp_path, preexec_fn=lambda: (os.close(1), os.close(2)))
+    assert child.wait(timeout=120) == 0
+    assert (tmp_path / "run" / "front.csv").exists()
+
+
+def test_quiet_shows_the_result_alone(tmp_path):
+    child = child_of(["--quiet"], tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    out, error = child.communicate(timeout=120)
+    assert error == b""
+    assert b"uncompressed" in out
+    assert child.returncode == 0

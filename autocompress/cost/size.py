@@ -3,6 +3,7 @@
 import math
 
 from autocompress.transforms.compress import Compressed, QuantizedWeight
+from autocompress.transforms.weights import short
 
 __all__ = ["estimate_size"]
 
@@ -13,7 +14,7 @@ def estimate_size(compressed: Compressed) -> int:
     for name, value in compressed.network.params.items():
         form = compressed.weights.get(name)
         if isinstance(form, QuantizedWeight):
-            total += math.ceil(form.codes.size * form.bits / 8) + 4 * form.scale.size
+            total += math.ceil(form.codes.size * form.bits / 8) + short(form.scale).nbytes
         else:
             total += value.numel() * (2 if form == "float16" else value.element_size())
     return total

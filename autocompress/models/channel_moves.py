@@ -15,12 +15,15 @@ _LARGEST = 1 << 21  # elements of a constant tensor that is followed element by 
 
 
 def canonical(graph: fx.Graph) -> None:
-    """Write every ``split`` and ``chunk`` of an exported graph, in place, as ``split_with_sizes``.
+    """Give operators of an exported graph, in place, the form that later floors can work with.
 
-    Only that form can cut into pieces that pruning has made unequal. The sizes are read from
-    the shapes that the exporter noted; a node without them stays as it is.
+    ``view`` becomes ``reshape``, which takes any layout in memory; ``split`` and ``chunk`` become
+    ``split_with_sizes``, the only form that can cut into pieces that pruning has made unequal. The
+    sizes are read from the shapes that the exporter noted; a node without them stays as it is.
     """
     for node in graph.nodes:
+        if node.target is aten.view.default:
+            node.target = aten.reshape.default
         if node.target in (aten.split.Tensor, aten.chunk.default) and "val" in node.meta:
             dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
             sizes = [part.shape[dim] for part in node.meta["val"]]
@@ -39,8 +42,7 @@ def _run(walk: Walk, node: fx.Node) -> Any:
     fixed = {n for n in node.all_input_nodes if n is not node.args[0]}
     if isinstance(node.args[0], (list, tuple)):
         fixed = set()
-    target = aten.reshape.default if node.target is aten.view.default else node.target
-    return target(*fx.map_arg(node.args, feed), **fx.map_arg(node.kwargs, feed))  # type: ignore[operator]
+    return node.target(*fx.map_arg(node.args, feed), **fx.map_arg(node.kwargs, feed))  # type: ignore[operator]
 
 
 @rule(
@@ -55,7 +57,7 @@ def _move(walk: Walk, node: fx.Node) -> Outcome:
         if loose
         else walk.book.collapse(moved, 1 if "pixel" in name else None)
     )
-    if name in ("aten::view", "aten::reshape", "aten::_unsafe_view", "aten::expand"):
+    if name in ("aten::reshape", "aten::_unsafe_view", "aten::expand"):
         _sizes(walk, node, 1, out)
     return out
 

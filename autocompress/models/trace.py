@@ -1,6 +1,7 @@
 """Tracing: any ``nn.Module`` becomes a Network, exported once, BatchNorm folded."""
 
 import contextlib
+import inspect
 import io
 import logging
 import math
@@ -48,7 +49,7 @@ _BATCH_NORM = aten._native_batch_norm_legit_no_training.default
 def silence() -> Iterator[None]:
     """Keep warnings, log lines and prints of the exporter off the screen."""
     previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.CRITICAL)  # torch logs its own traceback as an error
     try:
         with (
             warnings.catch_warnings(),
@@ -68,10 +69,9 @@ def trace(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Network:
     and stays dynamic. Raises TraceError when ``torch.export`` cannot take the model.
     """
     pair = tuple(value.repeat(2, *[1] * (value.ndim - 1)) for value in example_inputs)
-    dynamic = tuple({0: torch.export.Dim.DYNAMIC} for _ in pair)
     try:
         with silence(), torch.no_grad():
-            program = torch.export.export(model, pair, dynamic_shapes=dynamic)
+            program = torch.export.export(model, pair, dynamic_shapes=_dynamic(model, pair))
             table = torch.export.default_decompositions()
             for op in list(table):
                 if any(word in str(op) for word in _WHOLE):
@@ -92,6 +92,16 @@ def trace(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Network:
     used = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
     frozen = MappingProxyType({name: value for name, value in params.items() if name in used})
     return Network(graph, frozen, _layers(graph, frozen, pair), tuple(example_inputs))
+
+
+def _dynamic(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    """Say that every input's first dimension is dynamic, those of ``*args`` in a tuple."""
+    shapes: tuple[Any, ...] = tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs)
+    kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        first = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+        shapes = (*shapes[:first], shapes[first:])
+    return shapes
 
 
 def _unlift(program: Any) -> tuple[fx.Graph, dict[str, Tensor]]:
@@ -143,13 +153,35 @@ def _fold_constants(graph: fx.Graph, params: dict[str, Tensor]) -> None:
         value = node.target(*args, **kwargs)
         size = sum(params[str(s.target)].numel() for s in sources)
         if isinstance(value, Tensor) and value.numel() <= max(4 * size, 65536):
-            node.replace_all_uses_with(_new_param(graph, params, node, node.name, value.clone()))
+            new = _new_param(graph, params, node, _constant_name(node), value.clone())
+            node.replace_all_uses_with(new)
             graph.erase_node(node)
 
 
+def _constant_name(node: fx.Node) -> str:
+    """Return the node's name, or its module's where it is the weight of that module's layer."""
+    for user in node.users:
+        if user.target in LAYER_OPS and user.args[1] is node:
+            stack = user.meta.get("nn_module_stack") or {}
+            paths = [str(path) for path, _ in stack.values() if path]
+            if paths:
+                return paths[-1].removeprefix("L['self'].") + ".weight"
+    return node.name
+
+
 def _fold_batch_norm(graph: fx.Graph, params: dict[str, Tensor]) -> None:
-    """Fold each BatchNorm into the layer before it, or make it a multiply and an add."""
-    for norm in [n for n in graph.nodes if n.target is _BATCH_NORM]:
+    """Fold each BatchNorm into the layer before it, or make it a multiply and an add.
+
+    A layer that is called several times, each time before the same norm, is folded once.
+    """
+    norms = [node for node in graph.nodes if node.target is _BATCH_NORM]
+    before = {norm.args[0]: norm for norm in norms if _foldable(norm)}
+    calls: dict[fx.Node, set[Any]] = {}  # by weight, what is done with it
+    for layer, norm in before.items():
+        calls.setdefault(layer.args[1], set()).add((layer.args[2:3], norm.args[1:]))
+    alone = {w for w, made in calls.items() if len(made) == 1 and before.keys() >= set(w.users)}
+    folded: dict[fx.Node, fx.Node] = {}
+    for norm in norms:
         source, *stats, _, eps = norm.args
         mean, var = (params[str(n.target)].double() for n in stats[2:])
         gamma, beta = (  # None without affine parameters
@@ -161,14 +193,17 @@ def _fold_batch_norm(graph: fx.Graph, params: dict[str, Tensor]) -> None:
         scale = gamma / torch.sqrt(var + eps)
         shift = beta - mean * scale
         result = next(user for user in norm.users if user.target is operator.getitem)
-        ndim = len(norm.meta["val"][0].shape)
-        foldable = source.target in LAYER_OPS and len(source.users) == 1
-        foldable = foldable and source.args[1].op == "get_attr"
-        if foldable and (source.target is not aten.linear.default or ndim == 2):
-            _fold_into(graph, params, source, scale, shift)
+        if source in before:
+            weight = source.args[1]
+            if weight in folded:
+                source.args = (*source.args[:2], folded[weight], *source.args[3:])
+            else:
+                bias = _fold_into(graph, params, source, scale, shift, alone=weight in alone)
+                if weight in alone:
+                    folded[weight] = bias
             result.replace_all_uses_with(source)
         else:
-            shape = (-1, *[1] * (ndim - 2))
+            shape = (-1, *[1] * (len(norm.meta["val"][0].shape) - 2))
             name = str(stats[2].target).removesuffix(".running_mean")
             factor = _new_param(graph, params, norm, f"{name}.scale", scale.float().view(shape))
             offset = _new_param(graph, params, norm, f"{name}.shift", shift.float().view(shape))
@@ -180,23 +215,45 @@ def _fold_batch_norm(graph: fx.Graph, params: dict[str, Tensor]) -> None:
         graph.erase_node(norm)
 
 
+def _foldable(norm: fx.Node) -> bool:
+    """Tell whether a BatchNorm's input is a layer with parameters that nothing else reads."""
+    source = norm.args[0]
+    if not isinstance(source, fx.Node) or source.target not in LAYER_OPS or len(source.users) > 1:
+        return False
+    held = [n for n in source.args[1:3] if n is not None]
+    rows = len(norm.meta["val"][0].shape) == 2
+    return all(isinstance(n, fx.Node) and n.op == "get_attr" for n in held) and (
+        rows or source.target is not aten.linear.default
+    )
+
+
 def _fold_into(
-    graph: fx.Graph, params: dict[str, Tensor], layer: fx.Node, scale: Tensor, shift: Tensor
-) -> None:
+    graph: fx.Graph,
+    params: dict[str, Tensor],
+    layer: fx.Node,
+    scale: Tensor,
+    shift: Tensor,
+    *,
+    alone: bool,
+) -> fx.Node:
+    """Scale a layer's weight, in place if it is this norm's ``alone``; return the new bias."""
     source, weight, bias, *rest = [*layer.args, None][: max(3, len(layer.args))]
     assert isinstance(weight, fx.Node)
     old = params[str(weight.target)].double()
     new = old * scale.view(-1, *[1] * (old.ndim - 1))
     added = params[str(bias.target)].double() * scale if isinstance(bias, fx.Node) else 0.0
-    if len(weight.users) == 1:
+    if alone:
         params[str(weight.target)] = new.float()
-    else:  # a weight that another layer uses too
+    else:
         weight = _new_param(graph, params, layer, str(weight.target), new.float())
     name = _bias_name(str(weight.target))
-    if isinstance(bias, fx.Node) and len(bias.users) == 1:
-        params.pop(str(bias.target))
+    if isinstance(bias, fx.Node) and (
+        len(bias.users) == 1 or (alone and set(bias.users) == set(weight.users))
+    ):
+        params.pop(str(bias.target))  # and its name is free
     folded = _new_param(graph, params, layer, name, (shift + added).float())
     layer.args = (source, weight, folded, *rest)
+    return folded
 
 
 def _bias_name(weight: str) -> str:
@@ -241,8 +298,8 @@ def _layers(
         out, linear = shapes[node.name], node.target is aten.linear.default
         groups = 1 if linear or len(node.args) < 7 else int(node.args[6])
         positions = math.prod(out[:-1] if linear else (out[0], *out[2:])) // len(pair[0])
-        name, count = str(weight.target).removesuffix(".weight"), 2
-        base = name
+        base = name = str(weight.target).removesuffix(".weight")
+        count = 2
         while name in layers:
             name, count = f"{base}:{count}", count + 1
         layers[name] = Layer(

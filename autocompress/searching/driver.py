@@ -1,6 +1,7 @@
 """The driver: baselines first, then what the sampler proposes, until the trials are done."""
 
 import itertools
+import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from optuna.trial import Trial
 
-from autocompress.errors import TaskError, TrialError
+from autocompress.errors import AutocompressError, TaskError, TrialError
 from autocompress.searching.study import Study
 from autocompress.spec.pareto import non_dominated
 from autocompress.spec.plan import Plan, Recipe
@@ -30,13 +31,18 @@ _FAILURES = 20
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a search stands: trials done of total, the last score, the best so far in words."""
+    """Where a search stands: how many are done of a total, the last score, the best in words.
+
+    ``what`` is being counted: trials, or test scores at the end. A ``note`` stands alone: it says
+    what comes next.
+    """
 
     done: int
     total: int
     score: Score | None = None
     best: str = ""
     note: str = ""
+    what: str = "trials"
 
 
 ProgressCallback = Callable[[Progress], None]
@@ -54,7 +60,11 @@ def drive(study: Study, evaluator: "Evaluator", trials: int, progress: ProgressC
         return study.answer(recipe.key(plan, evaluator.target.name))
 
     baselines = study.parameters.space.baselines()
-    waiting = [(label, plan) for label, plan in baselines if known(plan) is None]
+    waiting = [  # those that failed are tried again: a front without them has nothing to beat
+        (label, plan)
+        for label, plan in baselines
+        if (score := known(plan)) is None or score.outcome == "failed"
+    ]
     done = study.completed
     failures = 0
     progress(Progress(done, trials, best=best_so_far(study)))
@@ -114,8 +124,9 @@ def _draws(study: Study) -> Iterator[Plan]:
 
 def best_so_far(study: Study) -> str:
     """Return the smallest file so far within one point of the uncompressed accuracy, in words."""
-    good = [score for score in study.scores if score.meets(study.budget)]
-    reference = next((s for s in study.scores if s.baseline == "uncompressed"), None)
+    measured = [score for score in study.scores if score.outcome == "ok"]
+    good = [score for score in measured if score.meets(study.budget)]
+    reference = next((score for score in measured if score.baseline == "uncompressed"), None)
     if reference is None or not good:
         return ""
     close = [s for s in good if s.accuracy >= reference.accuracy - 0.01] or good
@@ -124,15 +135,27 @@ def best_so_far(study: Study) -> str:
     return f"{reference.size_bytes / best.size_bytes:.1f}× smaller, {gained:+.1f} points"
 
 
-def score_tests(study: Study, evaluator: "Evaluator") -> None:
-    """Score the members of the front and the baselines once on the test split."""
-    if evaluator.task.test is None:
-        return
+def score_tests(study: Study, evaluator: "Evaluator", progress: ProgressCallback) -> str:
+    """Score the members of the front and the baselines once on the test split.
+
+    Their files are built again where they are missing or damaged. Returns a note about what could
+    not be done, or "".
+    """
     measured = [score for score in study.scores if score.outcome == "ok"]
     feasible = [score for score in measured if score.meets(study.budget)]
     wanted = {score.trial for score in non_dominated(feasible, study.objectives)}
     wanted |= {score.trial for score in measured if score.baseline}
-    for number in sorted(wanted):
+    note = ""
+    for done, number in enumerate(sorted(wanted)):
         score = study.scores[number]
-        if score.test_accuracy != score.test_accuracy:  # not measured yet
-            study.add_test(score, evaluator.test(score))
+        progress(Progress(done, len(wanted), what="test scores"))
+        try:
+            evaluator.restore(score)
+            if evaluator.task.test is not None and math.isnan(score.test_accuracy):
+                study.add_test(score, evaluator.test(score))
+        except AutocompressError as error:
+            note = note or f"trial {number} has no test score: {error}"
+        except Exception as error:  # the user's test raises what it likes
+            note = note or f"trial {number} has no test score: {type(error).__name__}: {error}"
+    progress(Progress(len(wanted), len(wanted), what="test scores"))
+    return note

@@ -142,13 +142,21 @@ class Evaluator:
         )
 
     def test(self, score: Score) -> Mean:
-        """Score a kept artifact on the test split; raise ArtifactError if it has changed."""
+        """Score an artifact on the test split."""
         if self.task.test is None:
             raise TrialError("Only a task with a test split can be scored on it.")
         path = self.directory / "artifacts" / score.artifact
-        if Artifact.of(path, score.target).sha256 != score.sha256:
-            raise ArtifactError(
-                f"A model file must be the one that was scored: {path} differs from trial "
-                f"{score.trial}'s sha256 {score.sha256[:12]}…; it was truncated or overwritten."
-            )
-        return mean_of(self.task.test(self.target.open(path)))
+        return mean_of(self.task.test(self.target.open(path)), "test")
+
+    def restore(self, score: Score) -> None:
+        """Build a score's artifact again if it is not there as it was scored.
+
+        Raises ArtifactError if it cannot be: another version of a library writes another file.
+        """
+        path = self.directory / "artifacts" / score.artifact
+        wanted = Artifact(path, score.sha256, int(score.size_bytes), score.target)
+        try:
+            wanted.verify()
+        except ArtifactError:
+            self.builder.build(self.compressor.compress(score.plan), path)
+            wanted.verify()

@@ -20,8 +20,8 @@ class Mean(NamedTuple):
     high: float
 
 
-def mean_of(result: Any) -> Mean:
-    """Return the mean of what ``Task.evaluate`` returned.
+def mean_of(result: Any, function: str = "evaluate") -> Mean:
+    """Return the mean of what a task's function, ``evaluate`` or ``test``, returned.
 
     A number has no interval. Per-example scores of 0 and 1 get Wilson's interval (Wilson 1927),
     others the normal one. Raises TrialError for anything that is not finite numbers.
@@ -29,14 +29,16 @@ def mean_of(result: Any) -> Mean:
     try:
         values = np.asarray(result, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise TrialError(f"evaluate must return numbers, not {type(result).__name__}.") from error
+        raise TrialError(f"{function} must return numbers, not {type(result).__name__}.") from error
     if values.ndim > 1 or values.size == 0:
         raise TrialError(
-            "evaluate must return one number or a 1-d array of per-example scores, not an array "
+            f"{function} must return one number or a 1-d array of per-example scores, not an array "
             f"of shape {values.shape}."
         )
     if not np.isfinite(values).all():
-        raise TrialError(f"evaluate must return finite numbers; it returned {float(values.sum())}.")
+        raise TrialError(
+            f"{function} must return finite numbers; it returned {float(values.sum())}."
+        )
     mean = float(values.mean())
     n = values.size
     if values.ndim == 0:

@@ -17,8 +17,8 @@ Ordinal = IntDistribution | FloatDistribution
 class Parameters:
     """Plans as parameters named ``<layer or unit>/<knob>``.
 
-    Evenly spaced values are integers or floats with a step; others (2, 3, 4, 6, 8) are the index
-    into the ascending values. Knobs with one value are no parameters.
+    Evenly spaced integers and binary fractions are numbers with a step; others (2, 3, 4, 6, 8) are
+    the index into the ascending values. Knobs with one value are no parameters.
     """
 
     def __init__(self, space: SearchSpace) -> None:
@@ -51,10 +51,7 @@ class Parameters:
         }
 
     def _value(self, name: str, value: Value) -> Value:
-        values = self.space.knobs[name]
-        if _indexed(self.distributions[name]):
-            return values[int(value)]
-        return min(values, key=lambda v: abs(v - value))
+        return self.space.knobs[name][int(value)] if _indexed(self.distributions[name]) else value
 
 
 def _indexed(distribution: Ordinal) -> bool:
@@ -63,9 +60,11 @@ def _indexed(distribution: Ordinal) -> bool:
 
 def _distribution(values: tuple[Value, ...]) -> Ordinal:
     step = values[1] - values[0]
-    even = all(abs(v - values[0] - i * step) < 1e-9 for i, v in enumerate(values))
+    even = all(v == values[0] + i * step for i, v in enumerate(values))
+    # Optuna counts steps in decimals: of floats, only those that are short in both suit it
+    exact = all(float(v * 1024).is_integer() for v in values)
     if even and all(isinstance(v, int) for v in values):
         return IntDistribution(int(values[0]), int(values[-1]), step=int(step))
-    if even:
+    if even and exact:
         return FloatDistribution(values[0], values[-1], step=step)
     return IntDistribution(0, len(values) - 1)

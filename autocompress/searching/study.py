@@ -47,7 +47,8 @@ def driver_lock(directory: Path) -> Iterator[None]:
     except OSError as error:
         raise RunError(f"A run directory must be writable: {directory} ({error}).") from error
     try:
-        note.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+        with contextlib.suppress(OSError):  # a full disk; the lock holds without it
+            note.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
         yield
     finally:
         note.unlink(missing_ok=True)
@@ -55,13 +56,18 @@ def driver_lock(directory: Path) -> Iterator[None]:
 
 
 def _mend(path: Path) -> None:
-    """Cut a torn last line, which a killed driver may have left, and its stale lock."""
+    """Cut a torn last line, which a killed driver or machine may have left, and its stale lock."""
     path.with_name(path.name + ".lock").unlink(missing_ok=True)
     if not path.exists():
         return
     with path.open("r+b") as file:
         content = file.read()
         whole = content.rfind(b"\n") + 1
+        start = content.rfind(b"\n", 0, max(whole - 1, 0)) + 1
+        try:
+            json.loads(content[start:whole] or b"null")
+        except ValueError:
+            whole = start
         if whole < len(content):
             file.truncate(whole)
 
@@ -86,7 +92,7 @@ def _open(path: Path) -> optuna.Study | None:
 
 def _damaged(path: Path, error: Exception) -> RunError:
     return RunError(
-        f"A study must be a journal that autocompress wrote: {path} ({error!r}). "
+        f"A study must be a journal that autocompress wrote: {path} ({repr(error)[:120]}). "
         "Restore it from a copy, or start in another directory."
     )
 

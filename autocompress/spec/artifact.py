@@ -24,7 +24,10 @@ class Artifact:
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise ArtifactError(f"A model file must be readable: {path} ({error}).") from error
+            raise ArtifactError(
+                f"A model file must be readable: {path} ({error}). In a run directory, "
+                "'autocompress resume' builds it again."
+            ) from error
         return cls(path, hashlib.sha256(content).hexdigest(), len(content), target)
 
     def verify(self) -> None:
@@ -35,5 +38,5 @@ class Artifact:
                 f"A model file must be the one that was scored: {self.path} has "
                 f"{found.size_bytes} bytes and sha256 {found.sha256[:12]}…, recorded were "
                 f"{self.size_bytes} bytes and {self.sha256[:12]}…. It was truncated or "
-                "overwritten; delete it and score its plan again."
+                "overwritten; 'autocompress resume' builds it again."
             )

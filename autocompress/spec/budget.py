@@ -1,6 +1,5 @@
 """Budgets: upper limits that a file must meet."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
@@ -26,7 +25,7 @@ class Budget:
     def __post_init__(self) -> None:
         for name, limit in asdict(self).items():
             number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
-            if limit is not None and not (number and math.isfinite(limit) and limit > 0):
+            if limit is not None and not (number and 0 < limit <= 2**53):
                 raise InputError(f"A budget must be a number above 0: {name} = {limit!r}.")
 
     def constraints(self, figures: Mapping[str, float]) -> dict[str, float]:

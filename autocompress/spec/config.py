@@ -47,7 +47,11 @@ class Config:
     def __post_init__(self) -> None:
         for name, least in (("trials", 1), ("seed", 0), ("threads", 1), ("batch_size", 1)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int)
+                or not (least <= value <= 2**53)
+            ):
                 raise InputError(f"{name} must be an integer of at least {least}, not {value!r}.")
         for name in ("sampler", "target"):
             if not isinstance(getattr(self, name), str):

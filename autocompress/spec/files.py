@@ -15,10 +15,10 @@ def write_whole(path: Path, content: bytes, check: Callable[[Path], None] = lamb
     No reader, and no crash, ever meets a part of it. Missing folders are made. ``check`` may raise
     to keep the file out of its place. Raises InputError where nothing can be written.
     """
+    if not path.name or path.is_dir():
+        raise InputError(f"A file to write needs a name: {path} is a directory. Add one.")
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        if path.is_dir():
-            raise InputError(f"A file to write needs a name: {path} is a directory. Add one.")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with draft.open("wb") as file:

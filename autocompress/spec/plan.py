@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from types import MappingProxyType
 from typing import Any
 
@@ -26,14 +27,15 @@ class Knob:
 
     def check(self, value: object) -> float | int:
         """Return the value in canonical form; raise PlanError if it cannot exist."""
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, Real):
             raise PlanError(f"{self.name} must be a number, not {value!r}.")
-        if not self.low <= value <= self.high or (self.integer and value != int(value)):
+        number = float(value)
+        if not self.low <= number <= self.high or (self.integer and not number.is_integer()):
             kind = "an integer" if self.integer else "a number"
             raise PlanError(
                 f"{self.name} must be {kind} from {self.low:g} to {self.high:g}, not {value!r}."
             )
-        return int(value) if self.integer else float(value)
+        return int(number) if self.integer else number
 
 
 KNOBS: Mapping[str, Knob] = MappingProxyType(
@@ -47,7 +49,7 @@ KNOBS: Mapping[str, Knob] = MappingProxyType(
 
 def split_name(name: str) -> tuple[str, str]:
     """Split ``layer1.0.conv1/w_bits`` into layer (or unit) and knob; raise PlanError."""
-    layer, slash, knob = name.rpartition("/")
+    layer, slash, knob = name.rpartition("/") if isinstance(name, str) else ("", "", "")
     if not slash or not layer or knob not in KNOBS:
         raise PlanError(
             f"A setting is named <layer>/<knob> with a knob of {', '.join(KNOBS)}, not '{name}'."

@@ -35,7 +35,7 @@ def check_objectives(names: object) -> tuple[str, ...]:
     if not isinstance(names, (list, tuple)):
         raise InputError(f'Objectives are a list such as ["accuracy", "size"], not {names!r}.')
     for name in names:
-        if name not in OBJECTIVES:
+        if not isinstance(name, str) or name not in OBJECTIVES:
             raise InputError(unknown("objective", str(name), OBJECTIVES))
     if list(names[:1]) != ["accuracy"] or len(set(names)) != len(names) or len(names) < 2:
         others = ", ".join(name for name in OBJECTIVES if name != "accuracy")

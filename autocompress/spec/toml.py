@@ -34,8 +34,10 @@ def line_of(text: str, key: str, section: str = "") -> int:
             if name == key:
                 return number
             inside = name == section
-        elif inside and stripped.partition("=")[0].strip().strip("\"'") == key:
-            return number
+        elif inside:
+            name = stripped.partition("=")[0].strip()
+            if name.strip("\"'") == key or name.startswith(f"{key}."):
+                return number
     return 0
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from onnx import AttributeProto, FunctionProto, NodeProto, OperatorSetIdProto, TensorProto, helper
 
-__all__ = ["DOMAIN", "Form", "half", "pack", "place_values"]
+__all__ = ["DOMAIN", "Form", "pack", "place_values"]
 
 DOMAIN = "p"  # the domain of the functions local to the file; in every call, so short
 
@@ -31,15 +31,18 @@ def pack(codes: Array, bits: int, odd: bool = False) -> Array:
     within [1 - 2^bits, 2^bits - 1]. Returns uint8 of shape (ceil(size / 8), bits). Raises
     ValueError if a code does not fit.
     """
-    flat = np.ascontiguousarray(codes, dtype=np.int8).reshape(-1)
+    flat = np.ascontiguousarray(codes).reshape(-1).astype(np.int16)
     low = 1 - (1 << bits) if odd else -(1 << (bits - 1))
     high = (1 << bits) - 1 if odd else -low - 1
-    if flat.size and (int(flat.min()) < low or int(flat.max()) > high):
-        raise ValueError(f"Codes of {bits} bits must lie in [{low}, {high}].")
+    if flat.size and (
+        int(flat.min()) < low or int(flat.max()) > high or (odd and (~flat & 1).any())
+    ):
+        kind = "Odd codes" if odd else "Codes"
+        raise ValueError(f"{kind} of {bits} bits must lie in [{low}, {high}].")
     runs = np.zeros((8, -(-flat.size // 8)), dtype=np.uint8)
     # odd: code = sum of ±2^bit, so that (code - low) / 2 has the digits; else two's complement
-    digits = ((flat.astype(np.int16) - low) >> 1).astype(np.uint8) if odd else flat.view(np.uint8)
-    runs.reshape(-1)[: flat.size] = digits
+    digits = (flat - low) >> 1 if odd else flat
+    runs.reshape(-1)[: flat.size] = digits.astype(np.uint8)
     packed = np.empty((runs.shape[1], bits), dtype=np.uint8)
     for bit in range(bits):
         packed[:, bit] = np.packbits((runs >> bit) & 1, axis=0, bitorder="little")[0]
@@ -52,24 +55,6 @@ def place_values(bits: int, odd: bool = False) -> Array:
     if not odd:
         values[-1] = -values[-1]
     return np.array(values, dtype=np.int8).reshape(-1, 1)
-
-
-def half(values: Array, tolerance: float = 2.0**-10) -> Array:
-    """Return float32 values as float16 where that is harmless, else unchanged.
-
-    Harmless: finite, and each value within ``tolerance`` of itself or, for values far below the
-    largest one, of a thousandth of the largest.
-    """
-    with np.errstate(over="ignore"):
-        short = values.astype(np.float16)
-    error = np.abs(short.astype(np.float32) - values)
-    floor = np.abs(values).max(initial=0.0) * 1e-3
-    if (
-        not np.isfinite(short).all()
-        or (error > tolerance * np.maximum(np.abs(values), floor)).any()
-    ):
-        return values.astype(np.float32)
-    return short
 
 
 @dataclass(frozen=True)

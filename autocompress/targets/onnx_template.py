@@ -107,6 +107,11 @@ def _make(network: Network, opset: int, optimize: bool) -> Template:
         value = network.params[name].detach().numpy()
         filled.graph.initializer.extend(tensor(p.initializer, p.arrange(value)) for p in found)
     values = _match_values(filled, network)
+    if optimize:  # the exporter may fuse what a layer reads into it (padding): no place to round it
+        sources = {n.name: n.all_input_nodes[0].name for n in network.graph.nodes if n.args}
+        lost = [layer.name for layer in network.layers if sources[layer.node] not in values]
+        if lost:
+            raise TraceError(f"The input of {lost[0]} must be a value of the exported graph.")
     inner = _inner(bare, network.graph, values)
     return Template(
         bare.SerializeToString(deterministic=True),

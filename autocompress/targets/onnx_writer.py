@@ -11,10 +11,11 @@ from onnx import FunctionProto, ModelProto, NodeProto, OperatorSetIdProto, Tenso
 
 from autocompress.errors import ArtifactError
 from autocompress.targets.onnx_edits import NotPlain, apply_edits, check_shapes
-from autocompress.targets.onnx_packing import DOMAIN, Form, half, pack, place_values
+from autocompress.targets.onnx_packing import DOMAIN, Form, pack, place_values
 from autocompress.targets.onnx_qdq import PAIR, insert_pairs, pair_function
 from autocompress.targets.onnx_strip import tensor
 from autocompress.targets.onnx_template import Place, Template, graph_args
+from autocompress.transforms.weights import QuantizedWeight, short
 
 if TYPE_CHECKING:
     from autocompress.transforms.compress import Compressed
@@ -23,6 +24,7 @@ __all__ = ["write"]
 
 Array = np.ndarray[Any, Any]
 _INTEGER_KERNELS = frozenset({"Conv", "Gemm", "MatMul"})
+_SMALL = 30_000  # bytes
 _DIGITS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
@@ -32,6 +34,13 @@ def write(template: Template, compressed: "Compressed", *, limit: int) -> bytes:
     ``limit``: weights of a layer above which its codes are stored in a type of ONNX itself and
     stay so at run time. Raises NotPlain when the template cannot be edited to the network.
     """
+    content = _write(template, compressed, limit, packed=True)
+    if len(content) < _SMALL:  # the functions that unpack may cost more than packing saves
+        content = min(content, _write(template, compressed, limit, packed=False), key=len)
+    return content
+
+
+def _write(template: Template, compressed: "Compressed", limit: int, *, packed: bool) -> bytes:
     model = ModelProto.FromString(template.model)
     network = compressed.network
     for name, value in template.baked.items():
@@ -58,7 +67,7 @@ def write(template: Template, compressed: "Compressed", *, limit: int) -> bytes:
     for name, range_ in compressed.activations.items():
         ranges.setdefault(template.values[name], range_)
     constants, scales = insert_pairs(model, ranges) if ranges else ([], {})
-    writer = _Writer(model, template, compressed, scales, limit)
+    writer = _Writer(model, template, compressed, scales, limit, packed)
     if ranges:
         writer.functions[PAIR] = pair_function(writer.opset)
     writer.parameters()
@@ -73,6 +82,7 @@ class _Writer:
     compressed: "Compressed"
     scales: Mapping[str, str]
     limit: int
+    packed: bool
     functions: dict[str, FunctionProto] = field(default_factory=dict)
     calls: list[NodeProto] = field(default_factory=list)
     done: set[str] = field(default_factory=set)
@@ -106,21 +116,16 @@ class _Writer:
 
     def parameters(self) -> None:
         """Write every parameter that the graph uses."""
-        shorter: set[str] = set()  # beside a compressed weight, a float16 bias is harmless
-        for layer in self.compressed.network.layers:
-            if layer.weight in self.compressed.weights:
-                shorter.add(layer.bias)
-        for name, weight in self.compressed.weights.items():
-            for place in self.template.places.get(name, ()):
-                if isinstance(weight, str):
-                    self.float16(place, place.arrange(self.value(name)))
-                else:
+        weights = self.compressed.weights
+        for name, weight in weights.items():
+            if isinstance(weight, QuantizedWeight):
+                for place in self.template.places.get(name, ()):
                     self.codes(name, place, weight)
         for name, places in self.template.places.items():
             for place in places:
                 if place.initializer not in self.done:
                     value = place.arrange(self.value(name))
-                    if name in shorter:
+                    if weights.get(name) == "float16":
                         self.float16(place, value)
                     else:
                         self.store(place.initializer, value)
@@ -133,12 +138,12 @@ class _Writer:
         return name
 
     def float16(self, place: Place, value: Array) -> None:
-        """Add an initializer in float16 and its Cast, where that is harmless and shorter."""
-        short = half(value)
-        if short.dtype != np.float16 or value.size < 24:
+        """Add an initializer in float16 and its Cast, where that is exact and shorter."""
+        half = short(value)
+        if half.dtype != np.float16 or value.size < 24:
             self.store(place.initializer, value)
             return
-        source = self.store(f"{place.initializer}h", short)
+        source = self.store(f"{place.initializer}h", half)
         cast = onnx.helper.make_node("Cast", [source], [place.initializer], to=TensorProto.FLOAT)
         self.calls.append(cast)
         self.done.add(place.initializer)
@@ -162,7 +167,7 @@ class _Writer:
         native = large and not integer
         narrow = codes.min() >= -8 and codes.max() <= 7
         four = native and narrow and self.opset >= 21
-        planes = weight.bits < 8 and not large
+        planes = self.packed and weight.bits < 8 and not large
         form = Form(
             source="planes" if planes else "int4" if four else "int8",
             integer=integer,
@@ -179,7 +184,7 @@ class _Writer:
             shape = [1] * codes.ndim
             shape[axis] = -1
             both = both.reshape(*both.shape[:-1], *shape)
-        names = {"s": self.store(f"{key}s", half(both)), "x": step or ""}
+        names = {"s": self.store(f"{key}s", short(both)), "x": step or ""}
         if planes:
             names["p"] = self.store(f"{key}p", pack(codes, weight.bits, form.odd))
             places = place_values(weight.bits, form.odd)
@@ -222,7 +227,7 @@ class _Writer:
         if name not in self.owner or len(self.users[name]) != 1 or name in self.done:
             return None
         owner, place = self.owner[name]
-        if len(place.axes) != 1 or owner in self.compressed.weights:
+        if len(place.axes) != 1 or isinstance(self.compressed.weights.get(owner), QuantizedWeight):
             return None
         return owner, place
 

@@ -55,10 +55,16 @@ class Task:
                 f"example_inputs must have a batch (first dimension) of 1, not {shapes}; "
                 "write x[:1]."
             )
+        object.__setattr__(self, "example_inputs", tuple(x.detach() for x in examples))
         for name in ("evaluate", "test", "train"):
             value = getattr(self, name)
             if not callable(value) and not (value is None and name != "evaluate"):
                 raise TaskError(f"{name} must be a function, not {type(value).__name__}.")
+        if not isinstance(self.calibration, Iterable):
+            raise TaskError(
+                "calibration must be an iterable of input tuples, not "
+                f"{type(self.calibration).__name__}; for one batch write [(x,)]."
+            )
         object.__setattr__(self, "calibration", tuple(self._checked(b) for b in self.calibration))
         if not self.calibration:
             raise TaskError("calibration must hold at least one batch; it is empty.")
@@ -74,6 +80,13 @@ class Task:
                 "Every calibration batch must be a tuple of tensors shaped like example_inputs "
                 f"but for the batch: expected (*, …) {wanted}, found {found or type(batch[0])}."
             )
+        if len({len(x) for x in batch}) > 1:
+            raise TaskError(
+                "The inputs of a calibration batch must have the same first dimension, not "
+                f"{[len(x) for x in batch]}."
+            )
+        if not all(bool(torch.isfinite(x).all()) for x in batch):
+            raise TaskError("Calibration inputs must be finite numbers; some are NaN or infinite.")
         return tuple(x.detach() for x in batch)
 
 

@@ -31,8 +31,9 @@ def digits(*, network: str = "plain_cnn", seed: int = 0, epochs: int = 30) -> Ta
 
     The same options give the same weights. Raises TaskError for options that cannot be.
     """
-    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
-        raise TaskError(f"epochs must be an integer of at least 1, not {epochs!r}.")
+    for name, value, least in (("epochs", epochs, 1), ("seed", seed, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**32:
+            raise TaskError(f"{name} must be an integer of at least {least}, not {value!r}.")
     images = load(seed)
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):

@@ -28,8 +28,8 @@ _NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def make_network(name: str) -> nn.Module:
     """Return an untrained network for one grey channel and ten classes; raise TaskError."""
-    if name not in _NETWORKS:
-        raise TaskError(unknown("network", name, _NETWORKS))
+    if not isinstance(name, str) or name not in _NETWORKS:
+        raise TaskError(unknown("network", str(name), _NETWORKS))
     family, arguments = _NETWORKS[name]
     return STUDENTS[family](in_channels=1, num_classes=10, **arguments)
 

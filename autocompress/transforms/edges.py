@@ -17,7 +17,6 @@ ADDS = frozenset({aten.add.Tensor})
 #: Operators through which a layer's wish for a rounded input reaches the tensor before them.
 PASSIVE = frozenset(
     {
-        aten.view.default,
         aten.reshape.default,
         aten.flatten.using_ints,
         aten._unsafe_view.default,

@@ -12,9 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from autocompress.models.network import Layer
-
-__all__ = ["Moments", "Samples", "choose_positions", "columns_of", "moments", "weight_of"]
+__all__ = ["Moments", "Samples", "columns_of", "moments", "weight_of"]
 
 
 def columns_of(weight: Tensor, groups: int) -> Tensor:
@@ -32,11 +30,8 @@ def weight_of(columns: Tensor, shape: Sequence[int]) -> Tensor:
     return split.permute(0, 3, 2, 1).reshape(tuple(shape))
 
 
-def choose_positions(
-    shape: Sequence[int], batch: int, count: int, generator: torch.Generator
-) -> Tensor:
-    """Return [batch, P] positions of ``shape``, flat, P ≥ count / batch or all."""
-    total = math.prod(shape)
+def _choose(total: int, count: int, batch: int, generator: torch.Generator) -> Tensor:
+    """Return [batch, P] ascending positions out of ``total``, P ≥ count / batch or all."""
     each = max(1, math.ceil(count / batch))
     if each >= total:
         return torch.arange(total).expand(batch, -1)
@@ -49,32 +44,37 @@ class Samples:
 
     Tensors are taken as [rows, channels], a row for every position of every example. ``read``:
     [samples x cells] rows of the input, ``outside``: which of ``read`` lie in the padding;
-    ``written``: [samples] rows of the output; ``dim``: where channels are, 1 or -1.
+    ``written``: [samples] rows of the output; ``dim``: where channels are, 1 or -1; ``rows``: how
+    many rows the input has.
     """
 
     read: Tensor
     outside: Tensor
     written: Tensor
     dim: int
+    rows: int
 
     @classmethod
     def choose(
         cls,
         node: fx.Node,
-        layer: Layer,
-        kernel: Sequence[int],
-        batch: int,
+        weight: Tensor,
+        source: Sequence[int],
+        result: Sequence[int],
         count: int,
         generator: torch.Generator,
     ) -> "Samples":
-        """Choose at least ``count`` positions in ``batch`` examples, or all."""
-        if layer.kind == "linear":
-            positions = choose_positions(layer.out_shape[:-1], batch, count, generator)
-            total = math.prod(layer.out_shape[:-1])
-            written = (positions + torch.arange(batch)[:, None] * total).flatten().int()
-            return cls(written, written[:0], written, -1)
-        sizes, out = layer.in_shape[1:], layer.out_shape[1:]
-        positions = choose_positions(out, batch, count, generator)
+        """Choose at least ``count`` positions of a layer's output, or all.
+
+        ``node`` and ``weight`` are the layer's, ``source`` and ``result`` the whole shapes of its
+        input and output: what the first dimension means is the network's affair.
+        """
+        if node.target is torch.ops.aten.linear.default:
+            rows = math.prod(result[:-1])
+            written = _choose(rows, count, 1, generator).flatten().int()
+            return cls(written, written[:0], written, -1, rows)
+        batch, sizes, out, kernel = result[0], source[2:], result[2:], weight.shape[2:]
+        positions = _choose(math.prod(out), count, batch, generator)
         samples, example = positions.numel(), torch.arange(batch)[:, None]
         written = (positions + example * math.prod(out)).reshape(-1)
         read = (example * math.prod(sizes)).expand_as(positions).reshape(-1, 1)
@@ -90,7 +90,8 @@ class Samples:
             read, outside = read.reshape(samples, -1), outside.reshape(samples, -1)
             rest, pitch = rest // length, pitch * size
         missing = outside.reshape(-1).nonzero().reshape(-1)
-        return cls(read.reshape(-1).int(), missing, written.int(), 1)
+        rows = batch * math.prod(sizes)
+        return cls(read.reshape(-1).int(), missing, written.int(), 1, rows)
 
     @property
     def nbytes(self) -> int:
@@ -134,17 +135,19 @@ def _window(node: fx.Node, kernel: Sequence[int]) -> list[tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class Moments:
-    """Centred second moments of a layer's inputs x and wanted outputs y, batched over groups.
+    """Second moments of a layer's inputs x and wanted outputs y, batched over groups.
 
     ``gram``: [groups, K, K], the covariance of x; ``cross``: [groups, K, rows], that of x and y;
-    ``mean_in``: [groups, K]; ``mean_out``: [groups, rows]. Centring is the same as appending a
-    constant 1 to every input: the best bias for weights W is mean_out - Wᵀ mean_in.
+    ``mean_in``: [groups, K]; ``mean_out``: [groups, rows]; ``spread``: [out], the deviation of y.
+    Centring is the same as appending a constant 1 to every input: the best bias for weights W is
+    mean_out - Wᵀ mean_in. Moments that are not centred, for a bias that must stay, have means of 0.
     """
 
     gram: Tensor
     cross: Tensor
     mean_in: Tensor
     mean_out: Tensor
+    spread: Tensor
 
     def bias(self, weights: Tensor) -> Tensor:
         """Return the bias, [out], with which weights [groups, K, rows] err by 0 on average."""
@@ -152,12 +155,15 @@ class Moments:
         return (self.mean_out - shift).flatten()
 
 
-def moments(inputs: Tensor, outputs: Tensor, groups: int = 1) -> Moments:
+def moments(inputs: Tensor, outputs: Tensor, groups: int = 1, *, centred: bool = True) -> Moments:
     """Return the moments of [samples, cells, channels], overwritten, and [samples, out]."""
     count, cells = inputs.shape[:2]
     x = inputs.reshape(count, cells, groups, -1).permute(2, 0, 1, 3).reshape(groups, count, -1)
     y = outputs.reshape(count, groups, -1).transpose(0, 1)
     mean_in, mean_out = x.mean(1), y.mean(1)
+    if not centred:
+        mean_in, mean_out = torch.zeros_like(mean_in), torch.zeros_like(mean_out)
     turned = x.sub_(mean_in[:, None]).transpose(1, 2)
     gram, cross = turned @ x, turned @ (y - mean_out[:, None])
-    return Moments(gram.div_(count), cross.div_(count), mean_in, mean_out)
+    spread = outputs.std(0, correction=0)
+    return Moments(gram.div_(count), cross.div_(count), mean_in, mean_out, spread)

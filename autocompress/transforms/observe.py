@@ -55,8 +55,8 @@ class ActivationRange:
         """
         least, greatest = min(least, 0.0), max(greatest, 0.0)
         scale = float(np.float32((greatest - least) / (2**bits - 1)))
-        if not 0 < scale < np.inf:
-            scale = 1.0
+        if not 0 < scale < np.inf:  # nothing but zeros; a bias is stored in units of the scale
+            scale = 2.0**-20
         low = -(2 ** (bits - 1)) if signed else 0
         point = low + round(-least / scale)
         return cls(scale, min(max(point, low), low + 2**bits - 1), bits, signed)

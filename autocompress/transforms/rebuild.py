@@ -7,7 +7,7 @@ computes, rounded weights and activations and all, feeds the next one.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,8 +24,6 @@ from autocompress.transforms.teacher import Teacher
 __all__ = ["Rebuilt", "rebuild"]
 
 Slices = Mapping[str, Mapping[int, Tensor]]
-
-aten = torch.ops.aten
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +89,7 @@ class _Pass:
             self.bits[layer.weight] = max(asked, self.bits.get(layer.weight, 0))
 
     def run(self) -> Rebuilt:
+        shared = self._round_shared()
         last = {used.name: node for node in self.nodes for used in node.all_input_nodes}
         ends = [
             place
@@ -100,7 +99,7 @@ class _Pass:
         feed = iter(self.teacher.inputs)
         for node in self.nodes[: max(ends, default=-1) + 1]:
             if node.op == "get_attr":
-                if str(node.target) in self.slices:
+                if str(node.target) in self.slices or str(node.target) in shared:
                     self.dirty.add(node.name)
                 continue
             value = next(feed) if node.op == "placeholder" else self._compute(node)
@@ -112,21 +111,36 @@ class _Pass:
                     self.values.pop(used.name, None)
         return Rebuilt(self.changed, self.weights, self.ranges)
 
+    def _round_shared(self) -> set[str]:
+        """Round the weights with several readers, whoever reads them first; return their names."""
+        found = set()
+        for layer in self.layers.values():
+            name = layer.weight
+            if self.teacher.readers[name] > 1 and name not in found and self.bits[name] < 32:
+                value, code = round_weight(self.params[name], self.bits[name], self.options)
+                self._change(name, value, code)
+                found.add(name)
+        return found
+
+    def _change(self, name: str, value: Tensor, code: Code | None) -> None:
+        """Give a parameter its new value."""
+        self.changed[name] = value.contiguous()
+        self.params[name] = _last(value)
+        if code is not None:
+            self.weights[name] = code
+
     def _compute(self, node: fx.Node) -> Any:
         if node.name in self.layers:
             self._visit(self.layers[node.name], node)
 
-        def get(used: fx.Node) -> Any:
-            return (
-                self.params[str(used.target)] if used.op == "get_attr" else self.values[used.name]
-            )
-
-        target = aten.reshape.default if node.target is aten.view.default else node.target
-        assert callable(target)
-        args, kwargs = fx.map_arg((node.args, node.kwargs), get)
+        assert callable(node.target)
+        args, kwargs = fx.map_arg((node.args, node.kwargs), self._get)
         if any(used.name in self.dirty for used in node.all_input_nodes):
             self.dirty.add(node.name)
-        return target(*args, **kwargs)
+        return node.target(*args, **kwargs)
+
+    def _get(self, used: fx.Node) -> Any:
+        return self.params[str(used.target)] if used.op == "get_attr" else self.values[used.name]
 
     def _round(self, node: fx.Node, value: Tensor) -> Tensor:
         chosen = observe(value, self.options.calibrate, self.tensors[node.name], self.signed)
@@ -138,34 +152,32 @@ class _Pass:
         """Give a layer its new parameters, if anything before it or in it changes."""
         target, source = self.teacher.targets[layer.name], node.args[0]
         assert isinstance(source, fx.Node)
-        bits = self.bits[layer.weight]
-        sliced = layer.weight in self.slices or layer.bias in self.slices
-        spoilt = sliced or source.name in self.dirty or target.other in self.dirty
+        fixed = self.teacher.readers[layer.weight] > 1  # what it is for one, it is for all
+        bits = 32 if fixed else self.bits[layer.weight]
+        parts = {used.name for used in node.all_input_nodes} | {target.other}
+        spoilt = bool(parts & self.dirty)
         if not spoilt and bits >= 32:
             return
-        weight, bias = self.params[layer.weight], self.params[layer.bias]
-        columns = math.prod(weight.shape[1:])
-        on = self.options
-        code: Code | None
-        if target.shared:
-            if layer.weight in self.changed:
-                return
-            value, code = round_weight(weight, bits, on)
-        elif columns > LIMIT_COLUMNS or not (on.refit or on.bn or on.compensate):
-            value, code = round_weight(weight, bits, on)
-        else:
-            samples, wanted, entered = target.samples, target.outputs, self.values[source.name]
-            kept = self.slices.get(layer.weight, {}).get(0)
-            if kept is not None:
-                wanted = wanted[:, kept]
-            if target.other is not None:
-                wanted = wanted - samples.outputs(self.values[target.other])
-            groups = entered.shape[samples.dim] // weight.shape[1]
-            seen = moments(samples.inputs(entered), wanted, groups)
-            value, bias, code = repair(weight, bias, seen, bits, on, spoilt=spoilt)
-        new = {layer.weight: value, layer.bias: bias}
-        self.params.update({name: _last(value) for name, value in new.items()})
-        self.changed.update(new)
         self.dirty.add(node.name)
-        if code is not None:
-            self.weights[layer.weight] = code
+        weight, bias = self.params[layer.weight], self.params[layer.bias]
+        on = replace(self.options, refit=False) if fixed else self.options
+        entered, samples = self._get(source), target.samples
+        # rows are others where pruned channels are rows: a linear layer over positions
+        aligned = entered.numel() // entered.shape[samples.dim] == samples.rows
+        wide = math.prod(weight.shape[1:]) > LIMIT_COLUMNS
+        if wide or not aligned or not (on.refit or on.bn or on.compensate):
+            self._change(layer.weight, *round_weight(weight, bits, on))
+            return
+        wanted, kept = target.outputs, self.slices.get(layer.weight, {}).get(0)
+        if kept is not None:
+            wanted = wanted[:, kept]
+        if target.other is not None:
+            wanted = wanted - samples.outputs(self.values[target.other])
+        if not on.bn:
+            wanted = wanted - bias
+        groups = entered.shape[samples.dim] // weight.shape[1]
+        seen = moments(samples.inputs(entered), wanted, groups, centred=on.bn)
+        good = repair(weight, bias, seen, bits, on, spoilt=spoilt)
+        if not fixed:
+            self._change(layer.weight, good.weight, good.weight_code)
+        self._change(layer.bias, good.bias, good.bias_code)

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -28,7 +29,6 @@ class Target:
     samples: Samples
     outputs: Tensor
     other: str | None
-    shared: bool
 
 
 class Teacher:
@@ -37,7 +37,7 @@ class Teacher:
     ``limit_images``, and the size of the largest activation, bound the inputs that are used;
     ``limit_bytes`` bounds the sampled outputs that are kept; ``oversampling`` is how many samples
     a layer gets at least for each of its columns. With ``correct_sums`` a layer that ends in a
-    residual sum is to make the sum right, not itself.
+    residual sum is to make the sum right, not itself. ``readers`` counts the uses of parameters.
     """
 
     def __init__(
@@ -53,31 +53,44 @@ class Teacher:
     ) -> None:
         self.network = network
         self.inputs = gather_inputs(network, calibration, limit_images)
+        self.readers = _readers(network)
         batch = len(self.inputs[0])
         generator = torch.Generator().manual_seed(seed)
         nodes = {node.name: node for node in network.graph.nodes}
         order = {name: place for place, name in enumerate(nodes)}
-        readers = _readers(network)
         share = limit_bytes // max(1, 4 * sum(_width(layer) for layer in network.layers))
-        places: dict[str, list[tuple[Layer, Samples, str | None]]] = {}
-        for layer in network.layers:
-            weight = network.params[layer.weight]
-            node = nodes[layer.node]
-            columns = math.prod(weight.shape[1:])
-            # narrow layers get more than they need: their Gram matrices cost little
-            count = max(oversampling * columns, min(4096, 2**20 // columns))
-            count = min(count, 16384, max(share, batch))
-            samples = Samples.choose(node, layer, weight.shape[2:], batch, count, generator)
-            place, other = layer.node, None
-            if correct_sums:
-                place, other = _sum_after(node, order)
-            places.setdefault(place, []).append((layer, samples, other))
+        layers = {layer.node: layer for layer in network.layers}
+        ends = {  # where a layer's output is to be right, and the other operand there
+            node: _sum_after(nodes[node], order) if correct_sums else (node, None)
+            for node in layers
+        }
+        waiting: dict[str, list[tuple[str, Samples, str | None]]] = {}
         found: dict[str, Target] = {}
+        shapes: dict[str, Sequence[int]] = {
+            name: network.params[str(node.target)].shape
+            for name, node in nodes.items()
+            if node.op == "get_attr"
+        }
 
-        def observe(node: fx.Node, value: Tensor) -> None:
-            for layer, samples, other in places.get(node.name, ()):
-                shared = readers[layer.weight] > 1 or readers[layer.bias] > 1
-                found[layer.name] = Target(samples, samples.outputs(value), other, shared)
+        def observe(node: fx.Node, value: Any) -> None:
+            if not isinstance(value, Tensor):
+                return
+            shapes[node.name] = value.shape
+            if node.name in layers:
+                layer, source = layers[node.name], node.args[0]
+                assert isinstance(source, fx.Node)
+                weight = network.params[layer.weight]
+                columns = math.prod(weight.shape[1:])
+                # narrow layers get more than they need: their Gram matrices cost little
+                count = max(oversampling * columns, min(4096, 2**20 // columns))
+                count = min(count, 16384, max(share, batch))
+                samples = Samples.choose(
+                    node, weight, shapes[source.name], value.shape, count, generator
+                )
+                place, other = ends[node.name]
+                waiting.setdefault(place, []).append((layer.name, samples, other))
+            for name, samples, other in waiting.pop(node.name, ()):
+                found[name] = Target(samples, samples.outputs(value), other)
 
         network.run(*self.inputs, observe=observe)
         self.targets: Mapping[str, Target] = found

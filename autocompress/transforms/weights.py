@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Array", "Codes", "Grid", "QuantizedWeight", "best_scale", "nearest"]
+__all__ = ["Array", "Codes", "Grid", "QuantizedWeight", "best_scale", "nearest", "short"]
 
 Array = NDArray[np.floating[Any]]
 Codes = NDArray[np.int8]
@@ -75,6 +75,14 @@ class QuantizedWeight:
         """The weight in float32."""
         shape = (-1, *[1] * (self.codes.ndim - 1))
         return self.codes.astype(np.float32) * self.scale.reshape(shape)
+
+
+def short(values: Array) -> Array:
+    """Return values as float16 where that is exact for each of them, else as float32."""
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
+    exact = np.array_equal(half.astype(np.float32), values)
+    return half if exact else values.astype(np.float32)
 
 
 _FINE = tuple(0.15 + 0.85 * step / 23 for step in range(24))

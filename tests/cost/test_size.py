@@ -4,7 +4,7 @@ import onnx
 import pytest
 
 from autocompress.cost.size import estimate_size
-from tests.targets.support import builder, pruned, residual, rounded
+from tests.targets.support import builder, pruned, residual, rounded, wide
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8, 16, 32])
@@ -21,9 +21,8 @@ def test_values_are_counted_to_the_byte(bits: int, keep: float) -> None:
 
 @pytest.mark.parametrize("bits", [4, 8, 32])
 def test_the_file_stores_about_as_much(bits: int, tmp_path: Path) -> None:
-    net = residual()
+    net = wide()
     compressed = rounded(net, bits)
     path = builder("onnxruntime", net).build(compressed, tmp_path / "a").path
     stored = sum(len(i.raw_data) for i in onnx.load(str(path)).graph.initializer)
-    # scales and biases are float16 where that is harmless, codes padded to whole bytes of planes
-    assert 0.75 * estimate_size(compressed) < stored < 1.1 * estimate_size(compressed)
+    assert 0.95 * estimate_size(compressed) < stored < 1.1 * estimate_size(compressed)

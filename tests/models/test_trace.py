@@ -152,7 +152,7 @@ def test_observe_sees_and_replaces_values():
 
 def test_edits_leave_the_original_graph_alone():
     network = trace(nn.Sequential(nn.Flatten(), nn.Linear(6, 2)).eval(), (torch.randn(1, 2, 3),))
-    view = next(n for n in network.graph.nodes if "view" in str(n.target))
+    view = next(n for n in network.graph.nodes if "reshape" in str(n.target))
     edited = network.replace(edits={view.name: (view.args[0], [-1, 6])})
     x = torch.randn(2, 2, 3)
     assert torch.equal(edited(x), network(x))
@@ -176,3 +176,45 @@ def test_what_cannot_be_exported_is_one_clear_error(model, capfd):
     with pytest.raises(TraceError, match=r"torch\.export"):
         trace(model.eval(), (torch.randn(1, 4),))
     assert capfd.readouterr() == ("", "")
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.bn(self.conv(x)) + self.bn(self.conv(-x))
+
+
+def test_a_layer_called_twice_before_one_norm_is_folded_once():
+    torch.manual_seed(0)
+    model, x = Twice(), torch.randn(8, 2, 6, 6)
+    model(x * 2 + 1)
+    network = trace(model.eval(), (x[:1],))
+    torch.testing.assert_close(network(x), model(x), atol=1e-5, rtol=1e-5)
+    assert set(network.params) == {"conv.weight", "conv.bias", "conv.bias_2"}  # each has its own
+    assert [layer.name for layer in network.layers] == ["conv", "conv:2"]
+
+
+class Computed(nn.Module):
+    """A bias that is computed, inputs as *args, a weight behind a parametrization."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.shift = nn.Parameter(torch.randn(4, 2, 3, 3)), nn.Linear(2, 4)
+        self.bn = nn.BatchNorm2d(4)
+        self.last = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))
+
+    def forward(self, *inputs):
+        x, y = inputs
+        x = self.bn(torch.nn.functional.conv2d(x, self.weight, self.shift(y).mean(0)))
+        return self.last(x.mean((2, 3)))
+
+
+def test_computed_biases_many_inputs_and_names_of_parametrized_layers():
+    torch.manual_seed(0)
+    model, inputs = Computed().eval(), (torch.randn(3, 2, 6, 6), torch.randn(3, 2))
+    network = trace(model, tuple(x[:1] for x in inputs))
+    torch.testing.assert_close(network(*inputs), model(*inputs), atol=1e-5, rtol=1e-5)
+    assert "last" in [layer.name for layer in network.layers]

@@ -54,5 +54,8 @@ class FakeEvaluator:
             **common,
         )
 
+    def restore(self, score):
+        pass
+
     def test(self, score):
         return Mean(score.accuracy - 0.01, score.accuracy - 0.02, score.accuracy)

@@ -1,7 +1,9 @@
+import math
+
 import pytest
 
 from autocompress.errors import TaskError, TrialError
-from autocompress.searching.driver import drive, score_tests
+from autocompress.searching.driver import best_so_far, drive, score_tests
 from autocompress.searching.study import read_scores
 from autocompress.spec.pareto import non_dominated
 from autocompress.spec.plan import Plan
@@ -70,10 +72,45 @@ def test_front_and_baselines_are_scored_on_the_test_split_once(tmp_path):
     study = study_at(tmp_path / "study.log")
     evaluator = FakeEvaluator()
     drive(study, evaluator, 20, lambda _: None)
-    score_tests(study, evaluator)
+    told = []
+    assert score_tests(study, evaluator, told.append) == ""
+    assert told[-1].done == told[-1].total == len(told) - 1
     front = {score.trial for score in non_dominated(study.scores, study.objectives)}
     for score in study.scores:
         measured = score.test_accuracy == score.test_accuracy
         assert measured == (score.trial in front or bool(score.baseline))
+    before = list(study.scores)
     evaluator.test = None  # calling it again would raise
-    score_tests(study, evaluator)
+    assert score_tests(study, evaluator, told.append) == ""
+    assert study.scores == before
+
+
+def test_a_test_that_raises_is_a_note_and_no_score(tmp_path):
+    study = study_at(tmp_path / "study.log")
+    evaluator = FakeEvaluator()
+    drive(study, evaluator, 5, lambda _: None)
+
+    def broken(score):
+        raise KeyError("labels")
+
+    evaluator.test = broken
+    assert "KeyError: 'labels'" in score_tests(study, evaluator, lambda _: None)
+    assert all(math.isnan(score.test_accuracy) for score in study.scores)
+
+
+def test_baselines_that_failed_are_tried_again(tmp_path):
+    path = tmp_path / "study.log"
+    with pytest.raises(TaskError):
+        drive(study_at(path), FakeEvaluator(fail=lambda _: True), 8, lambda _: None)
+    study = study_at(path)
+    drive(study, FakeEvaluator(), 8, lambda _: None)
+    good = [score.baseline for score in study.scores if score.outcome == "ok"]
+    assert good == [name for name, _ in SPACE.baselines()[:8]]
+    assert "× smaller" in best_so_far(study)
+
+
+def test_a_sampler_that_insists_on_a_failed_plan_does_not_end_the_search(tmp_path):
+    evaluator = FakeEvaluator(fail=lambda call: call % 4 == 2)
+    study = study_at(tmp_path / "study.log", "gp")
+    assert drive(study, evaluator, 20, lambda _: None) == ""
+    assert study.completed == 20

@@ -87,6 +87,13 @@ def test_the_test_split_is_scored_on_the_file_that_was_scored(tmp_path: Path) ->
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(ArtifactError, match=score.artifact):
         evaluator.test(score)
+    evaluator.restore(score)
+    assert 0 <= evaluator.test(score).mean <= 1
+    path.unlink()
+    evaluator.restore(score)
+    assert path.stat().st_size == score.size_bytes
+    with pytest.raises(ArtifactError, match="sha256"):
+        evaluator.restore(replace(score, sha256="0" * 64))
     without = make_evaluator(tmp_path, test=False)
     with pytest.raises(TrialError, match="test split"):
         without.test(replace(score, trial=1))

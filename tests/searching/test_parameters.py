@@ -44,3 +44,11 @@ def test_every_plan_goes_to_parameters_and_back() -> None:
 @pytest.mark.parametrize("plan", [Plan(), Plan({"a/w_bits": 7}), Plan({"d/w_bits": 4})])
 def test_a_plan_outside_has_no_parameters(plan: Plan) -> None:
     assert Parameters(SPACE).of(plan) is None
+
+
+@pytest.mark.parametrize("values", [(0.7, 0.8, 0.9, 1.0), (1 / 3, 2 / 3, 1.0), (0.5, 0.6, 0.7)])
+def test_decimal_steps_are_an_index(values: tuple[float, ...]) -> None:
+    parameters = Parameters(SearchSpace({"a/keep": values}))
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    found = {parameters.suggest(study.ask()).get("a", "keep") for _ in range(60)}
+    assert found == set(values)

@@ -51,6 +51,16 @@ def test_a_torn_last_line_costs_only_itself(tmp_path, cut):
     assert len({score.key for score in read_scores(path)}) == 20
 
 
+def test_a_last_line_that_is_torn_but_ended_costs_only_itself(tmp_path):
+    path = tmp_path / "study.log"
+    drive(study_at(path), FakeEvaluator(), 8, lambda _: None)
+    path.write_bytes(path.read_bytes()[:-30] + b"\n")
+    study = study_at(path)
+    assert study.completed == 7
+    drive(study, FakeEvaluator(), 8, lambda _: None)
+    assert len(read_scores(path)) == 8
+
+
 def test_the_journal_opens_in_optuna(tmp_path):
     path = tmp_path / "study.log"
     drive(study_at(path, budget=Budget(latency_ms=2)), FakeEvaluator(), 15, lambda _: None)

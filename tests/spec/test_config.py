@@ -83,6 +83,8 @@ def test_overrides_reach_the_budget_too(tmp_path: Path) -> None:
         ('[search]\nobjectives = "accuracy"', "Objectives are a list"),
         ("[budget]\nlatency_ms = -1", "above 0"),
         ("[budget]\nlatency_ms = nan", "above 0"),
+        (f"[budget]\nmax_size_bytes = {10**400}", "above 0"),
+        (f"[search]\ntrials = {10**400}", "at least 1"),
         ('[space.knobs]\n"*/w_bits" = [4, 99]', "from 2 to 32, not 99"),
         ('[search]\nspace = "ptq"\n[space.knobs]\n"*/w_bits" = [4]', "one of the two"),
         ('[space]\nknobs = 3', "table"),

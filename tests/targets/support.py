@@ -86,6 +86,13 @@ def residual() -> Network:
 
 
 @functools.cache
+def wide() -> Network:
+    """The same with enough weights that packing them pays."""
+    torch.manual_seed(0)
+    return trace(Residual(48).eval(), (torch.randn(1, 3, 8, 8),))
+
+
+@functools.cache
 def builder(target: str, net: Network) -> Builder:
     return TARGETS[target]().prepare(net)
 

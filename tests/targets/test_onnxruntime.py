@@ -10,10 +10,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
+from torch import nn
 
 from autocompress.errors import ArtifactError
+from autocompress.models.network import Network
+from autocompress.models.trace import trace
+from autocompress.spec.plan import Plan
 from autocompress.targets.onnxruntime import OnnxRuntime
-from autocompress.transforms.compress import ActivationRange
+from autocompress.transforms.compress import ActivationRange, Compressor
 from tests.targets.support import (
     Attention,
     Residual,
@@ -133,8 +138,8 @@ def test_large_layers_use_types_of_onnx(tmp_path: Path) -> None:
         path = build(compressed, tmp_path / "a").path
         onnx.checker.check_model(str(path), full_check=True)
         np.testing.assert_allclose(target.open(path)(x.numpy()), compressed(x).numpy(), atol=2e-3)
-        types = {i.data_type for i in onnx.load(str(path)).graph.initializer if len(i.dims) == 4}
-        kinds[bits] = types & {onnx.TensorProto.INT4, onnx.TensorProto.INT8}
+        large = [i for i in onnx.load(str(path)).graph.initializer if np.prod(i.dims) > 300]
+        kinds[bits] = {i.data_type for i in large}
     assert kinds[2] == kinds[4] == {onnx.TensorProto.INT4}
     assert kinds[8] == {onnx.TensorProto.INT8}
     path = build(rounded(net, 4, 8), tmp_path / "a").path
@@ -223,3 +228,69 @@ def test_memory_is_flat(tmp_path: Path) -> None:
 def test_limits_are_positive() -> None:
     with pytest.raises(ValueError, match="limit must be at least 1"):
         OnnxRuntime(limit=0)
+
+
+def compared(net: Network, plan: dict[str, float], x: torch.Tensor, path: Path) -> float:
+    """Return the largest difference of file and simulation, relative to the largest output."""
+    target = OnnxRuntime()
+    compressed = Compressor(net, [(x,)], target.abilities).compress(Plan(plan))
+    found = target.open(target.prepare(net).build(compressed, path).path)(x.numpy())
+    expected = compressed(x).numpy()
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+@pytest.mark.parametrize("scale", [1e4, 1e6])
+@pytest.mark.parametrize(("bits", "a_bits"), [(8, 32), (4, 32), (8, 8)])
+def test_small_scales_beside_large_biases(
+    scale: float, bits: int, a_bits: int, tmp_path: Path
+) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(288, 4)).eval()
+    model[0].weight.data.mul_(1 / scale)
+    model[0].bias.data.normal_(0, 3)
+    x = torch.randn(64, 3, 8, 8) * scale
+    plan = {f"{i}/w_bits": bits for i in (0, 2)} | {f"{i}/a_bits": a_bits for i in (0, 2)}
+    net = trace(model, (x[:1],))
+    assert compared(net, plan, x, tmp_path / "a") < (1e-3 if a_bits == 32 else 0.03)
+
+
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_biases_that_cancel_a_large_mean(bits: int, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 3)).eval()
+    with torch.no_grad():
+        model[0].weight /= 5
+        model[0].bias -= model[0].weight.sum(1) * 2000
+    x = torch.randn(256, 4) * 5 + 2000
+    net = trace(model, (x[:1],))
+    assert compared(net, {"0/w_bits": bits, "2/w_bits": bits}, x, tmp_path / "a") < 2e-3
+
+
+def test_an_input_that_is_always_zero(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    model[0].bias.data.fill_(-100.0)
+    x = torch.randn(64, 6)
+    assert (
+        compared(trace(model, (x[:1],)), {"2/w_bits": 2, "2/a_bits": 8}, x, tmp_path / "a") < 1e-3
+    )
+
+
+def test_padding_before_a_layer_can_be_rounded(tmp_path: Path) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ZeroPad2d((1, 2, 0, 1)), nn.Conv2d(8, 4, 3)
+    ).eval()
+    x = torch.randn(16, 3, 8, 8)
+    plan = {f"{i}/{knob}": 8 for i in (0, 3) for knob in ("w_bits", "a_bits")}
+    assert compared(trace(model, (x[:1],)), plan, x, tmp_path / "a") < 0.03
+
+
+def test_tiny_files_are_never_larger_for_fewer_bits(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    x = torch.randn(32, 16)
+    net, target = trace(model, (x[:1],)), OnnxRuntime()
+    compressor, build = Compressor(net, [(x,)], target.abilities), target.prepare(net).build
+    sizes = []
+    for bits in (8, 7, 6, 5, 4, 3, 2):
+        compressed = compressor.compress(Plan({"0/w_bits": bits, "2/w_bits": bits}))
+        sizes.append(build(compressed, tmp_path / "a").size_bytes)
+        found = target.open(tmp_path / "a")(x.numpy())
+        np.testing.assert_allclose(found, compressed(x).numpy(), atol=1e-4)
+    assert sizes == sorted(sizes, reverse=True)

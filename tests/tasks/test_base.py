@@ -25,6 +25,10 @@ def test_a_good_task_is_taken_and_its_calibration_kept():
     assert make(calibration=[torch.randn(5, 4)]).calibration[0][0].shape == (5, 4)
 
 
+def test_gradients_are_left_behind():
+    assert not make(example_inputs=(X.clone().requires_grad_(),)).example_inputs[0].requires_grad
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -40,6 +44,12 @@ def test_a_good_task_is_taken_and_its_calibration_kept():
         ({"calibration": [(torch.zeros(3, 4, dtype=torch.long),)]}, "calibration"),
         ({"calibration": [(torch.randn(3, 4), torch.zeros(3))]}, "calibration"),
         ({"calibration": [3]}, "calibration"),
+        ({"calibration": None}, "iterable"),
+        ({"calibration": [(torch.full((3, 4), torch.nan),)]}, "finite"),
+        (
+            {"example_inputs": (X, X), "calibration": [(torch.zeros(3, 4), torch.zeros(2, 4))]},
+            "same first dimension",
+        ),
         ({"evaluate": 0.9}, "evaluate"),
         ({"evaluate": None}, "evaluate"),
         ({"test": "x"}, "test"),

@@ -48,7 +48,7 @@ def test_layers_before_the_first_change_stay_as_they_are() -> None:
     found = compress(network, Plan({"fc/w_bits": 4}), calibration(), PLAIN)
     changed = {n for n, v in found.network.params.items() if not torch.equal(v, network.params[n])}
     assert changed == {"fc.weight", "fc.bias"}
-    assert set(found.weights) == {"fc.weight"}
+    assert set(found.weights) == {"fc.weight", "fc.bias"}
 
 
 @pytest.mark.parametrize("kind", NETS)
@@ -218,3 +218,97 @@ def test_other_refusals() -> None:
     with pytest.raises(InputError, match="Did you mean 'refit'"):
         Options.of({"refits": True})
     assert Options.of({"bn": False}) == Options(bn=False)
+
+
+class Tokens(nn.Module):
+    """Layers whose first dimension is not the batch: positions first, as nn.LSTM has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 6)
+        self.lstm = nn.LSTM(6, 5, batch_first=True)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.lstm(self.fc(x.transpose(0, 1)).transpose(0, 1))[0].mean(1))
+
+
+def error_of(network: Network, plan: Plan, x: Tensor, **options: bool) -> float:
+    found = compress(network, plan, [(x,)], PLAIN, Options(**options))
+    return float((found(x) - network(x)).square().mean())
+
+
+def test_rows_are_sampled_from_all_positions() -> None:
+    x = torch.randn(64, 7, 6) * torch.arange(1, 8)[:, None]  # positions differ
+    network = trace(Tokens().eval(), (x[:1],))
+    sampled = Compressor(network, [(x,)], PLAIN).teacher.targets["fc"].samples
+    assert sampled.rows == 64 * 7
+    assert int(sampled.written.max()) > 64 * 6
+    plan = Plan({"fc/w_bits": 3})
+    plain = error_of(network, plan, x, refit=False, bn=False, compensate=False)
+    assert error_of(network, plan, x) < plain
+
+
+def test_channels_last_and_flattened_networks_run_after_pruning() -> None:
+    class Permuted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(288, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.relu(self.conv(x.permute(0, 3, 1, 2))).flatten(1))
+
+    x = torch.randn(32, 8, 8, 3)
+    network = trace(Permuted().eval(), (x[:1],))
+    for plan in ({"conv/keep": 0.5}, {"conv/w_bits": 16}, {"head/w_bits": 4, "conv/a_bits": 8}):
+        assert compress(network, Plan(plan), [(x,)], PLAIN)(x).shape == (32, 4)
+
+
+def test_a_layer_over_positions_survives_pruned_positions() -> None:
+    class Mixing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.mix = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 8)
+            self.c = nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(self.mix(torch.relu(self.a(x)))).mean((2, 3))
+
+    x = torch.randn(32, 3, 8, 8)
+    network = trace(Mixing().eval(), (x[:1],))
+    plan = Plan({"a/keep": 0.5, "mix/w_bits": 4})
+    assert error_of(network, plan, x) < error_of(network, plan, x, refit=False, bn=False)
+
+
+def test_what_follows_a_shared_weight_is_repaired() -> None:
+    class Siamese(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.e, self.f, self.g = nn.Linear(8, 16), nn.Linear(16, 4), nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([self.f(torch.relu(self.e(x))), self.g(torch.relu(self.e(-x)))], 1)
+
+    x = torch.randn(256, 8)
+    network = trace(Siamese().eval(), (x[:1],))
+    plan = Plan({"e/w_bits": 2, "e:2/w_bits": 2})
+    found = compress(network, plan, [(x,)], PLAIN)
+    for name in ("f.weight", "g.weight"):
+        assert not torch.equal(found.network.params[name], network.params[name])
+    plain = compress(network, plan, [(x,)], PLAIN, Options(refit=False, bn=False))
+    errors, before = (((c(x) - network(x)) ** 2).mean(0) for c in (found, plain))
+    for half in (slice(4), slice(4, 8)):
+        assert errors[half].mean() < 0.7 * before[half].mean()
+
+
+@pytest.mark.parametrize("settings", [{"w_bits": 4}, {"keep": 0.5}])
+def test_repairs_help_where_biases_must_stay(settings: dict[str, float]) -> None:
+    network = trained(Residual)
+    names = (
+        [u.name for u in network.units] if "keep" in settings else [x.name for x in network.layers]
+    )
+    plan = Plan({f"{name}/{knob}": value for name in names for knob, value in settings.items()})
+    plain = divergence(network, compress(network, plan, calibration(), PLAIN, Options(
+        refit=False, bn=False, compensate=False)))  # fmt: skip
+    good = divergence(network, compress(network, plan, calibration(), PLAIN, Options(bn=False)))
+    assert good < plain

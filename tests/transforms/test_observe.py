@@ -66,7 +66,7 @@ def test_mse_is_near_the_best_of_a_brute_force_search(kind: str, bits: int) -> N
 
 
 def test_constant_and_bad_values() -> None:
-    assert observe(torch.zeros(5)).scale == 1.0
+    assert observe(torch.zeros(5)).scale == 2.0**-20
     assert observe(torch.full((5,), 3.0)).simulate(torch.tensor([3.0])).item() == pytest.approx(3)
     with pytest.raises(InputError, match="finite"):
         observe(torch.tensor([1.0, float("nan")]))

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from autocompress.transforms.weights import Grid, QuantizedWeight, best_scale, nearest
+from autocompress.transforms.weights import Grid, QuantizedWeight, best_scale, nearest, short
 
 
 @pytest.mark.parametrize("odd", [False, True])
@@ -60,3 +60,11 @@ def test_codes_off_the_grid_are_refused(codes: list[int], odd: bool) -> None:
 def test_impossible_grids_are_refused(bits: int, odd: bool) -> None:
     with pytest.raises(ValueError, match="bits"):
         Grid(bits, odd)
+
+
+def test_float16_where_it_is_exact() -> None:
+    assert short(np.array([0.5, -3.0, 2.0**-24], np.float32)).dtype == np.float16
+    for values in ([1e5, 1.0], [0.1, 1.0], [3.1e-8, 1.0]):
+        kept = short(np.array(values, np.float32))
+        assert kept.dtype == np.float32
+        np.testing.assert_array_equal(kept, np.array(values, np.float32))

@@ -30,9 +30,12 @@ SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = MappingProxyType(
 
 
 def make_sampler(name: str, seed: int) -> BaseSampler:
-    """Return a sampler; raise InputError that names the nearest for an unknown name."""
+    """Return a sampler; raise InputError that names the nearest for an unknown name.
+
+    Seeds are taken modulo 2³², which is as far as they reach.
+    """
     if name not in SAMPLERS:
         raise InputError(unknown("sampler", name, SAMPLERS))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        return SAMPLERS[name](seed)
+        return SAMPLERS[name](seed % 2**32)
