@@ -65,18 +65,25 @@ def _sweep(base: Array, coefs: Array, before: Array, grid: Grid, out: Array) -> 
 
     The value to round is base_k + Σ_{j<k} coefs_kj changes_j, and changes_k = before_k - out_k.
     """
-    changes = np.empty_like(base)
+    if len(base) == 1:  # one group: the products of plain vectors and matrices are quicker
+        base, coefs, before, out = base[0], coefs[0], before[0], out[0]
+    changes = np.empty(base.shape, base.dtype)
     low, high = (np.float32(code // grid.step) for code in (grid.low, grid.high))
-    for k in range(base.shape[1]):
-        code = out[:, k]
-        if k:
-            np.add(np.matmul(coefs[:, k : k + 1, :k], changes[:, :k])[:, 0], base[:, k], out=code)
-            np.rint(code, out=code)
+    for k in range(base.shape[-2]):
+        code = out[..., k, :]
+        if not k:
+            np.rint(base[..., k, :], out=code)
         else:
-            np.rint(base[:, k], out=code)
+            known = (
+                np.dot(coefs[k, :k], changes[:k])
+                if base.ndim == 2
+                else np.matmul(coefs[:, k : k + 1, :k], changes[:, :k])[:, 0]
+            )
+            np.add(known, base[..., k, :], out=code)
+            np.rint(code, out=code)
         np.minimum(code, high, out=code)
         np.maximum(code, low, out=code)
-        np.subtract(before[:, k], code, out=changes[:, k])
+        np.subtract(before[..., k, :], code, out=changes[..., k, :])
 
 
 def _forward(weights: Array, lower: Array, grid: Grid) -> Array:
@@ -139,7 +146,7 @@ def compensate(
     groups, size, rows = weights.shape
     lower, pivots = feedback(factor)
     gram = gram.astype(np.float32)
-    tried = np.asarray(_RATIOS[grid.bits], dtype=np.float32)
+    tried = _ratios(grid.bits, size)
     full = full_scale(weights.swapaxes(1, 2).reshape(groups * rows, size), grid)
     scale = (full.reshape(groups, 1, rows) * tried[:, None]).reshape(groups, -1)
     stacked = _units(np.concatenate([weights] * len(tried), axis=2), scale, grid)
@@ -158,12 +165,11 @@ def compensate(
     return best
 
 
-_RATIOS: dict[int, tuple[float, ...]] = {
-    2: (0.3, 0.4, 0.5, 0.6, 0.7, 0.85),
-    3: (0.45, 0.55, 0.65, 0.75, 0.85, 1.0),
-    4: (0.6, 0.7, 0.8, 0.9, 1.0),
-    5: (0.75, 0.85, 0.95, 1.0),
-    6: (0.85, 0.95, 1.0),
-    7: (0.95, 1.0),
-    8: (1.0,),
-}
+# The ratios of the unclipped scale between which the best one of a wide layer lies, by bits.
+_SPANS = {2: (0.33, 0.75), 3: (0.48, 0.95), 4: (0.63, 1.0), 5: (0.75, 1.0), 6: (0.85, 1.0)}
+
+
+def _ratios(bits: int, size: int) -> Array:
+    """Return the ratios to try: the wider a layer, the flatter the optimum and the dearer a try."""
+    low, high = _SPANS.get(bits, (0.95, 1.0)) if size > 32 else (0.2, 1.0)
+    return np.linspace(low, high, min(24, max(4, 768 // size)), dtype=np.float32)

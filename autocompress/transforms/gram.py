@@ -163,7 +163,20 @@ def moments(inputs: Tensor, outputs: Tensor, groups: int = 1, *, centred: bool =
     mean_in, mean_out = x.mean(1), y.mean(1)
     if not centred:
         mean_in, mean_out = torch.zeros_like(mean_in), torch.zeros_like(mean_out)
-    turned = x.sub_(mean_in[:, None]).transpose(1, 2)
-    gram, cross = turned @ x, turned @ (y - mean_out[:, None])
-    spread = outputs.std(0, correction=0)
+    gram = _gram(x.sub_(mean_in[:, None]))
+    cross = x.transpose(1, 2) @ (y - mean_out[:, None])
+    spread = outputs[:: max(1, count // 256)].std(0, correction=0)  # a rough figure will do
     return Moments(gram.div_(count), cross.div_(count), mean_in, mean_out, spread)
+
+
+def _gram(x: Tensor) -> Tensor:
+    """Return xᵀ x of [groups, samples, K]; what lies below the diagonal of a wide one is copied."""
+    groups, _, size = x.shape
+    if groups > 1 or size < 128:
+        return x.transpose(1, 2) @ x
+    found, step = x.new_empty(size, size), -(-size // 3)
+    for start in range(0, size, step):
+        rows = slice(start, start + step)
+        torch.mm(x[0, :, rows].T, x[0, :, start:], out=found[rows, start:])
+        found[rows, :start] = found[:start, rows].T
+    return found[None]

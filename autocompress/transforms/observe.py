@@ -132,6 +132,6 @@ def observe(
             "Activations must be finite on calibration data; some are NaN or infinite."
         )
     if least < greatest:
-        stride = max(1, flat.numel() // 2**16) | 1
+        stride = max(1, flat.numel() // 2**15) | 1
         least, greatest = METHODS[method](flat[::stride], least, greatest, bits)
     return ActivationRange.covering(least, greatest, bits, signed)

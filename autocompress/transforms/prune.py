@@ -63,7 +63,7 @@ def removal_order(consumers: Sequence[Consumer], channels: int) -> tuple[tuple[i
     inverses: list[Tensor] = []
     units: list[float] = []
     for consumer in consumers:
-        gram = ridged(consumer.gram.unsqueeze(0), 1e-3)[0][0]
+        gram = ridged(consumer.gram.double().unsqueeze(0), 1e-3)[0][0]
         start = consumer.weights.double()
         weights.append(start)
         inverses.append(torch.cholesky_inverse(torch.linalg.cholesky(gram)))

@@ -7,8 +7,11 @@ __all__ = ["factorise", "refit", "ridged"]
 
 
 def ridged(gram: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-    """Return G + λI in float64 and λ, ``ridge`` times the mean of the diagonal of each group."""
-    gram = gram.to(torch.float64, copy=True)
+    """Return G + λI and λ, ``ridge`` times the mean of the diagonal of each group.
+
+    In float64 where the ridge is too small for float32.
+    """
+    gram = gram.to(gram.dtype if ridge >= 1e-3 else torch.float64, copy=True)
     diagonal = gram.diagonal(dim1=1, dim2=2)
     strength = ridge * diagonal.mean(1).clamp_min(1e-12)
     diagonal.add_(strength[:, None])
@@ -28,7 +31,7 @@ def refit(weights: Tensor, cross: Tensor, factor: Tensor, strength: Tensor) -> T
     ``weights``, ``factor`` that of G + λI and ``strength`` λ (see :func:`ridged`). He et al. 2017,
     eq. 3, has λ draw towards 0.
     """
-    wanted = cross.double() + strength[:, None, None] * weights
+    wanted = cross.to(factor.dtype) + strength[:, None, None] * weights
     half = torch.linalg.solve_triangular(factor, wanted, upper=True)
     found: Tensor = torch.linalg.solve_triangular(factor.mT, half, upper=False)
     return found.float()

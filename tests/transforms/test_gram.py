@@ -93,3 +93,12 @@ def test_the_ridge_draws_to_the_weights_given() -> None:
     far = refit(start, seen.cross, factorise(gram), strength)
     torch.testing.assert_close(far, start, atol=1e-3, rtol=0)
     assert torch.equal(start, before)
+
+
+@pytest.mark.parametrize("size", [6, 127, 128, 200])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_gram_matrix_of_any_width_is_that_of_its_columns(size: int, groups: int) -> None:
+    rows = torch.randn(300, groups * size)
+    seen = moments(rows[:, None].clone(), torch.zeros(300, groups), groups, centred=False)
+    parts = rows.reshape(300, groups, size).transpose(0, 1)
+    torch.testing.assert_close(seen.gram, parts.mT @ parts / 300)

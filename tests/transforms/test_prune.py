@@ -29,7 +29,7 @@ def consumer(channels: int, cells: int, seed: int) -> Consumer:
 
 def missing(found: Consumer, kept: list[int]) -> float:
     """The refitted error with only some channels, relative to the output's energy."""
-    gram = ridged(found.gram.unsqueeze(0), 1e-3)[0][0]
+    gram = ridged(found.gram.double().unsqueeze(0), 1e-3)[0][0]
     weights = found.weights.double()
     index = torch.cat([found.columns[c] for c in kept])
     cross = gram[index] @ weights
