@@ -22,7 +22,8 @@ from autocompress.errors import (
 )
 from autocompress.models.trace import trace
 from autocompress.report.front import Front
-from autocompress.searching.driver import Progress, ProgressCallback, drive, score_tests
+from autocompress.report.tables import to_csv
+from autocompress.searching.driver import Progress, ProgressCallback, drive, finish
 from autocompress.searching.evaluate import Evaluator
 from autocompress.searching.parameters import Parameters
 from autocompress.searching.samplers import make_sampler
@@ -138,38 +139,38 @@ class Run:
         front = self.front()
         for suffix in ("png", "svg"):
             front.plot(self.directory / f"front.{suffix}")
-        table = front.to_pandas(baselines=True).to_csv(index=False)
-        write_whole(self.directory / "front.csv", table.encode())
+        write_whole(self.directory / "front.csv", to_csv(front).encode())
 
     def complete(self) -> bool:
         """Tell whether all that a finished search leaves is there, to the byte."""
-        written = all((self.directory / f"front.{end}").exists() for end in ("csv", "png", "svg"))
-        front = self.front()
         try:
-            for pick in (*front.members, *front.baselines):
+            for pick in self.front().picks:
                 pick.artifact.verify()
         except ArtifactError:
             return False
-        return written
+        return all((self.directory / f"front.{end}").exists() for end in ("csv", "png", "svg"))
 
     def resume(self, trials: int | None = None, progress: ProgressCallback | None = None) -> "Run":
         """Go on: ``trials`` more, or by default up to the number that the search was started with.
 
-        Returns the run with its new scores. Raises RunError if model, data, space or target have
+        Returns this run with its new scores. Raises RunError if model, data, space or target have
         changed, TaskError if the task was given in Python and is not given to ``open_run`` now.
         """
         if trials is not None and (
             isinstance(trials, bool) or not isinstance(trials, int) or trials < 1
         ):
             raise InputError(f"trials must be an integer of at least 1, not {trials!r}.")
-        done = sum(score.outcome == "ok" for score in self.scores)
+        scores = read_scores(self.directory / "study.log")  # others may have gone on
+        done = sum(score.outcome == "ok" for score in scores)
         total = self.config.trials if trials is None else done + trials
         if self.task is None and self.config.task is None:
             raise TaskError(
                 f"The task of {self.directory} was given in Python and must be given again: "
                 "open_run(directory, task=task)."
             )
-        return _run(self.config, self.directory, self.task, total, progress)
+        new = _run(self.config, self.directory, self.task, total, progress)
+        self.scores, self.note = new.scores, new.note
+        return self
 
 
 def search(
@@ -194,7 +195,8 @@ def search(
     ``{"*/w_bits": [4, 8]}``. ``compress`` sets how plans are carried out: ``importance`` ("energy",
     "l1", "l2"), ``calibrate`` ("mse", "minmax", "percentile"), and ``refit``, ``bn`` or
     ``compensate`` False to switch these repairs off. ``threads`` and ``batch_size`` are of the
-    latency measurement. Raises InputError (TaskError, SpaceError, RunError) for bad input.
+    latency measurement. ``trials`` are completed scores, baselines included; ``run_dir`` is
+    ``runs/<task.name>`` by default. Raises InputError (TaskError, SpaceError, RunError).
     """
     if not isinstance(task, Task):
         raise TaskError(f"search needs an autocompress.Task, not {type(task).__name__}.")
@@ -247,7 +249,11 @@ def bench(
     reference: str | Path | None = None,
     runtime: str = "onnxruntime",
 ) -> Timing:
-    """Measure a file's latency by the timing protocol, against itself or a reference file."""
+    """Measure a file's latency, in milliseconds, against itself or a reference file.
+
+    Raises ArtifactError for a file that the runtime refuses, InputError for files that do not take
+    the same inputs.
+    """
     target = make_target(runtime, threads=threads)
     candidate = target.open(Path(path))
     other = target.open(Path(path if reference is None else reference))
@@ -272,13 +278,14 @@ def _run(
 ) -> Run:
     """Drive a search in its directory until ``total`` trials are done."""
     report = progress or (lambda _: None)
-    template = find_space(config.space)
+    template = config.space
+    assert isinstance(template, SpaceTemplate)
     target = make_target(config.target, threads=config.threads, batch_size=config.batch_size)
     # unknown names end here, before any work
     make_sampler(config.sampler, config.seed)
     options = Options.of(config.compress)
-    _prepare(directory, config, template)
-    with driver_lock(directory), _disk_errors(directory):
+    with _disk_errors(directory), driver_lock(directory):
+        _check_frozen(directory, config)
         if task is None:
             assert config.task is not None
             report(Progress(0, total, note="loading the task"))
@@ -303,7 +310,7 @@ def _run(
                 "target": f"{config.target}, {config.threads} threads, batch {config.batch_size}",
             }
         )
-        write_whole(directory / "config.toml", config.to_toml(template).encode())
+        write_whole(directory / "config.toml", config.to_toml().encode())
         run = Run(directory, config, study.scores, task)
         if study.completed >= total and run.complete():
             return run
@@ -313,7 +320,7 @@ def _run(
             task, network, target, directory, config.seed, study.note("reference_ms"), options
         )
         study.set_note("reference_ms", evaluator.reference_ms)
-        notes = [drive(study, evaluator, total, report), score_tests(study, evaluator, report)]
+        notes = [drive(study, evaluator, total, report), finish(study, evaluator, report)]
         run.note = "; ".join(note for note in notes if note)
         run.write_front()
     return run
@@ -331,25 +338,13 @@ def _disk_errors(directory: Path) -> Iterator[None]:
         ) from error
 
 
-def _prepare(directory: Path, config: Config, template: SpaceTemplate) -> None:
-    """Make the run directory; raise RunError if it cannot be written or is another search's."""
+def _check_frozen(directory: Path, config: Config) -> None:
+    """Raise RunError if a run directory is another search's."""
     path = directory / "config.toml"
-    try:
-        (directory / "artifacts").mkdir(parents=True, exist_ok=True)
-        (directory / "driver.lock").touch()
-    except OSError as error:
-        raise RunError(f"A run directory must be writable: {directory} ({error}).") from error
     if not path.exists():
         return
-    frozen = Config.read(path)
-    frozen = replace(frozen, space=find_space(frozen.space), trials=config.trials)
-    config = replace(config, space=template)
-    changed = [
-        f.name
-        for f in fields(Config)
-        if getattr(config, f.name) != getattr(frozen, f.name)
-        and not (f.name == "space" and template.to_dict() == find_space(frozen.space).to_dict())
-    ]
+    frozen = replace(Config.read(path), trials=config.trials)
+    changed = [f.name for f in fields(Config) if getattr(config, f.name) != getattr(frozen, f.name)]
     if changed:
         raise RunError(
             f"{directory} belongs to another search; these differ: {', '.join(changed)}. Name "

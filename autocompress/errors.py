@@ -3,7 +3,7 @@
 ::
 
     AutocompressError
-    ├── InputError            what the user gave cannot be used (exit status 2)
+    ├── InputError            what the user gave cannot be used
     │   ├── ConfigError       a TOML file: unknown key, wrong type, bad syntax
     │   ├── SpaceError        a search space: unknown layer, knob or value
     │   ├── PlanError         a plan that does not fit its network
@@ -12,8 +12,9 @@
     ├── TraceError            a network that cannot be exported as a graph
     ├── ArtifactError         a file that is missing, truncated or not loadable
     ├── TrialError            one trial failed; the study goes on
-    └── NoModelError          nothing meets the constraints (exit status 3)
+    └── NoModelError          nothing meets the constraints
 
+The exit status of the command line is 3 for NoModelError and 2 for all others.
 Messages state the rule, then the value, then the fix.
 """
 

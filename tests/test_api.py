@@ -121,7 +121,10 @@ def test_resume_goes_on_where_it_stopped(tmp_path: Path) -> None:
     again = run_search(tmp_path)
     assert again.scores == first.scores
     assert (tmp_path / "study.log").read_bytes() == before
-    more = ac.open_run(tmp_path, make_task()).resume(trials=3)
+    more = ac.open_run(tmp_path, make_task())
+    assert more.resume(trials=1) is more
+    assert completed(more) == 9
+    more.resume(trials=2)
     assert completed(more) == 11
     assert more.scores[: len(first.scores)] == first.scores
     with pytest.raises(TaskError, match="given in Python"):

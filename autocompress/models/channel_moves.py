@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx
 
 from autocompress.models.channel_ids import Ids
-from autocompress.models.channel_rules import RULES, Outcome, Walk, rule, unknown_operator
+from autocompress.models.channel_rules import Outcome, Walk, rule, unknown_operator
 
 __all__ = ["canonical"]
 
@@ -47,7 +47,8 @@ def _run(walk: Walk, node: fx.Node) -> Any:
 
 @rule(
     "cat", "expand", "flip", "movedim", "permute", "pixel_shuffle", "pixel_unshuffle", "repeat",
-    "repeat_interleave", "squeeze", "stack", "t", "transpose", "unsqueeze",
+    "repeat_interleave", "reshape", "squeeze", "stack", "t", "transpose", "unsqueeze",
+    "_unsafe_view", "view",
 )  # fmt: skip
 def _move(walk: Walk, node: fx.Node) -> Outcome:
     moved, loose = _run(walk, node), all(ids.loose for ids in walk.tensors(node))
@@ -60,9 +61,6 @@ def _move(walk: Walk, node: fx.Node) -> Outcome:
     if name in ("aten::reshape", "aten::_unsafe_view", "aten::expand"):
         _sizes(walk, node, 1, out)
     return out
-
-
-RULES.update(dict.fromkeys(("view", "reshape", "_unsafe_view"), _move))
 
 
 def _sizes(walk: Walk, node: fx.Node, place: int, out: Ids) -> None:

@@ -115,6 +115,11 @@ class Front:
         return self._picks([score for score in self.measured if score.baseline])
 
     @property
+    def picks(self) -> tuple[Pick, ...]:
+        """All measured files in ascending size."""
+        return self._picks(self.measured)
+
+    @property
     def failures(self) -> tuple[Score, ...]:
         """The trials that failed."""
         return tuple(score for score in self.scores if score.outcome == "failed")

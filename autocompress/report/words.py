@@ -44,7 +44,7 @@ def kilobytes(size_bytes: float) -> str:
 
 
 def milliseconds(value: float) -> str:
-    """Return a time with three significant digits or three decimals, empty for NaN."""
+    """Return a time with three decimals below 10 ms and one above, empty for NaN."""
     if math.isnan(value):
         return ""
     return f"{value:.3f}" if value < 10 else f"{value:,.1f}"

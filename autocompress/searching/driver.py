@@ -5,20 +5,21 @@ import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optuna.trial import Trial
 
-from autocompress.errors import AutocompressError, TaskError, TrialError
+from autocompress.errors import AutocompressError, TaskError
+from autocompress.report.front import Front
 from autocompress.searching.study import Study
-from autocompress.spec.pareto import non_dominated
 from autocompress.spec.plan import Plan, Recipe
 from autocompress.spec.score import Score
 
 if TYPE_CHECKING:
     from autocompress.searching.evaluate import Evaluator
 
-__all__ = ["Progress", "ProgressCallback", "drive", "score_tests"]
+__all__ = ["Progress", "ProgressCallback", "best_so_far", "drive", "finish"]
 
 # Proposals in a row that the study had already answered before a plan is drawn at random.
 _REPEATS = 10
@@ -52,7 +53,7 @@ def drive(study: Study, evaluator: "Evaluator", trials: int, progress: ProgressC
     """Search until ``trials`` scores exist; return a note why it ended early, or "".
 
     Completed scores count, baselines among them; failures and repeated plans do not. Raises
-    TaskError after three failures in a row at the start, TrialError after twenty later.
+    TaskError after three failures in a row at the start, or twenty later.
     """
     recipe = Recipe(seed=evaluator.seed)
 
@@ -85,7 +86,9 @@ def drive(study: Study, evaluator: "Evaluator", trials: int, progress: ProgressC
                     f"The first {failures} trials must not all fail. The last one: {score.message}"
                 )
             if failures >= _FAILURES:
-                raise TrialError(f"{failures} trials in a row failed. The last: {score.message}")
+                raise TaskError(
+                    f"Trials must not fail {failures} times in a row. The last: {score.message}"
+                )
         else:
             failures = 0
             done += 1
@@ -122,40 +125,53 @@ def _draws(study: Study) -> Iterator[Plan]:
         yield space.plan(dict(zip(space.knobs, values, strict=True)))
 
 
+def _front(study: Study, directory: Path = Path()) -> Front:
+    return Front(study.scores, study.objectives, study.budget, directory)
+
+
 def best_so_far(study: Study) -> str:
-    """Return the smallest file so far within one point of the uncompressed accuracy, in words."""
-    measured = [score for score in study.scores if score.outcome == "ok"]
-    good = [score for score in measured if score.meets(study.budget)]
-    reference = next((score for score in measured if score.baseline == "uncompressed"), None)
-    if reference is None or not good:
-        return ""
-    close = [s for s in good if s.accuracy >= reference.accuracy - 0.01] or good
-    best = min(close, key=lambda score: score.size_bytes)
-    gained = round(100 * (best.accuracy - reference.accuracy), 1) + 0.0  # no negative zero
-    return f"{reference.size_bytes / best.size_bytes:.1f}× smaller, {gained:+.1f} points"
+    """Return the smallest file so far near the uncompressed accuracy, in words.
 
-
-def score_tests(study: Study, evaluator: "Evaluator", progress: ProgressCallback) -> str:
-    """Score the members of the front and the baselines once on the test split.
-
-    Their files are built again where they are missing or damaged. Returns a note about what could
-    not be done, or "".
+    Near is one point of a metric that is a fraction, one percent of any other.
     """
-    measured = [score for score in study.scores if score.outcome == "ok"]
-    feasible = [score for score in measured if score.meets(study.budget)]
-    wanted = {score.trial for score in non_dominated(feasible, study.objectives)}
-    wanted |= {score.trial for score in measured if score.baseline}
+    front = _front(study)
+    good = [score for score in front.measured if score.meets(study.budget)]
+    if front.reference is None or not good:
+        return ""
+    goal = front.reference.accuracy
+    points = all(0 <= score.accuracy <= 1 for score in front.measured)
+    floor = goal - (0.01 if points else 0.01 * abs(goal))
+    near = [score for score in good if score.accuracy >= floor] or good
+    best = min(near, key=lambda score: score.size_bytes)
+    gained = round((best.accuracy - goal) * (100 if points else 1), 1) + 0.0  # no negative zero
+    unit = " points" if points else ""
+    return f"{front.reference.size_bytes / best.size_bytes:.1f}× smaller, {gained:+.1f}{unit}"
+
+
+def finish(study: Study, evaluator: "Evaluator", progress: ProgressCallback) -> str:
+    """Build again what files are missing or damaged, and score the front on the test split.
+
+    Members of the front, or the closest miss, and the baselines are scored, each once. Returns a
+    note about what could not be done, or "".
+    """
+    front = _front(study, evaluator.directory)
     note = ""
-    for done, number in enumerate(sorted(wanted)):
-        score = study.scores[number]
-        progress(Progress(done, len(wanted), what="test scores"))
+    for pick in front.picks:
         try:
-            evaluator.restore(score)
-            if evaluator.task.test is not None and math.isnan(score.test_accuracy):
-                study.add_test(score, evaluator.test(score))
+            evaluator.restore(pick)
         except AutocompressError as error:
-            note = note or f"trial {number} has no test score: {error}"
+            note = note or f"trial {pick.score.trial}: {error}"
+    if evaluator.task.test is None:
+        return note
+    picks = {p.score.trial: p for p in (*front.members, *front.baselines)}
+    for done, pick in enumerate(picks.values()):
+        progress(Progress(done, len(picks), what="test scores"))
+        if not math.isnan(pick.score.test_accuracy):
+            continue
+        try:
+            study.add_test(pick.score, evaluator.test(pick))
         except Exception as error:  # the user's test raises what it likes
-            note = note or f"trial {number} has no test score: {type(error).__name__}: {error}"
-    progress(Progress(len(wanted), len(wanted), what="test scores"))
+            kind = "" if isinstance(error, AutocompressError) else f"{type(error).__name__}: "
+            note = note or f"trial {pick.score.trial} has no test score: {kind}{error}"
+    progress(Progress(len(picks), len(picks), what="test scores"))
     return note

@@ -2,20 +2,19 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from autocompress.cost.size import estimate_size
-from autocompress.errors import ArtifactError, AutocompressError, TrialError
+from autocompress.errors import ArtifactError, AutocompressError, RunError
 from autocompress.models.network import Network
+from autocompress.report.front import Pick
 from autocompress.searching.intervals import Mean, mean_of
-from autocompress.spec.artifact import Artifact
 from autocompress.spec.plan import Plan, Recipe
 from autocompress.spec.score import Score
 from autocompress.targets.base import Session, Target
@@ -58,7 +57,7 @@ class Evaluator:
     options: Options | None = None
 
     def __post_init__(self) -> None:
-        calibration: Sequence[tuple[torch.Tensor, ...]] = tuple(self.task.calibration)
+        calibration = tuple(self.task.calibration)
         self.compressor = Compressor(self.network, calibration, self.target.abilities, self.options)
         self.builder = self.target.prepare(self.network)
         self.cpu = cpu_features()
@@ -68,7 +67,7 @@ class Evaluator:
         )
         self._reference = self._open_reference()
         if self.reference_ms is None:
-            self.reference_ms = self._measure(self._reference).latency_ms
+            self.reference_ms = self._measure(self._reference).reference_ms
 
     def path(self, plan: Plan, recipe: Recipe) -> Path:
         """Return where the artifact of a plan lies."""
@@ -85,6 +84,8 @@ class Evaluator:
         }  # fmt: skip
         try:
             figures = self._figures(plan, recipe, watch)
+        except RunError:  # nothing can be written: no fault of the plan
+            raise
         except AutocompressError as error:
             message = str(error)
         except Exception as error:  # the user's evaluate, or a runtime, raises what it likes
@@ -128,9 +129,11 @@ class Evaluator:
         """Return the opened uncompressed model, built where no trial has built it yet."""
         plan, recipe = Plan(), Recipe(seed=self.seed)
         path = self.path(plan, recipe)
-        if not path.exists():
+        try:
+            return self.target.open(path)
+        except ArtifactError:
             self.builder.build(self.compressor.compress(plan), path)
-        return self.target.open(path)
+            return self.target.open(path)
 
     def _measure(self, session: Session) -> Timing:
         return measure(
@@ -141,22 +144,18 @@ class Evaluator:
             reference_ms=self.reference_ms,
         )
 
-    def test(self, score: Score) -> Mean:
-        """Score an artifact on the test split."""
-        if self.task.test is None:
-            raise TrialError("Only a task with a test split can be scored on it.")
-        path = self.directory / "artifacts" / score.artifact
-        return mean_of(self.task.test(self.target.open(path)), "test")
+    def test(self, pick: Pick) -> Mean:
+        """Score a file on the test split of a task that has one."""
+        assert self.task.test is not None
+        return mean_of(self.task.test(self.target.open(pick.path)), "test")
 
-    def restore(self, score: Score) -> None:
-        """Build a score's artifact again if it is not there as it was scored.
+    def restore(self, pick: Pick) -> None:
+        """Build a score's file again if it is not there as it was scored.
 
         Raises ArtifactError if it cannot be: another version of a library writes another file.
         """
-        path = self.directory / "artifacts" / score.artifact
-        wanted = Artifact(path, score.sha256, int(score.size_bytes), score.target)
         try:
-            wanted.verify()
+            pick.artifact.verify()
         except ArtifactError:
-            self.builder.build(self.compressor.compress(score.plan), path)
-            wanted.verify()
+            self.builder.build(self.compressor.compress(pick.plan), pick.path)
+            pick.artifact.verify()

@@ -26,14 +26,16 @@ __all__ = ["STUDY_NAME", "Study", "driver_lock", "read_scores"]
 
 STUDY_NAME = "autocompress"
 _TEST = "test:"
+_GENERATION = "NSGAIISampler:generation"
 
 
 @contextlib.contextmanager
 def driver_lock(directory: Path) -> Iterator[None]:
-    """Hold a run directory for one driver; raise RunError that names the other holder.
+    """Make a run directory and hold it for one driver; raise RunError that names another holder.
 
     The lock belongs to the process: the system releases it however the holder ends.
     """
+    (directory / "artifacts").mkdir(parents=True, exist_ok=True)
     note = directory / "driver.txt"
     lock = FileLock(directory / "driver.lock")
     try:
@@ -44,8 +46,6 @@ def driver_lock(directory: Path) -> Iterator[None]:
             f"One driver at a time may work in a run directory: {directory} is held by {holder}. "
             "Wait for it or stop it."
         ) from error
-    except OSError as error:
-        raise RunError(f"A run directory must be writable: {directory} ({error}).") from error
     try:
         with contextlib.suppress(OSError):  # a full disk; the lock holds without it
             note.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -178,25 +178,25 @@ class Study:
         trial = self._memory.ask()
         return trial, self.parameters.suggest(trial)
 
-    def repeat(self, trial: Trial, score: Score) -> None:
-        """Tell the sampler the score of a plan that it proposed again."""
+    def repeat(self, trial: Trial, score: Score) -> FrozenTrial:
+        """Tell the sampler the score of a plan that it proposed."""
         if score.outcome == "failed":
-            self._memory.tell(trial, state=TrialState.FAIL)
-            return
+            return self._memory.tell(trial, state=TrialState.FAIL)
         for name, value in score.constraints(self.budget).items():
             trial.set_constraint(name, value)
-        self._memory.tell(trial, score.values(self.objectives))
+        return self._memory.tell(trial, score.values(self.objectives))
 
     def add(self, score: Score, trial: Trial | None = None) -> Score:
         """Record a finished trial on disk, tell the sampler, and return it with its number."""
         score = replace(score, trial=len(self.scores))
-        frozen = self._frozen(score)
+        told = {} if trial is None else self.repeat(trial, score).system_attrs
+        # NSGA-II breeds from what has a generation: what it did not propose is of the first
+        attrs = {_GENERATION: told.get(_GENERATION, 0)}
+        frozen = self._frozen(score, attrs)
         self._journal.add_trial(frozen)
         self.scores.append(score)
         self._by_key[score.key] = score
-        if trial is not None:
-            self.repeat(trial, score)
-        elif score.outcome != "failed" and self._informs(frozen):
+        if trial is None and score.outcome != "failed" and self._informs(frozen):
             self._memory.add_trial(frozen)
         return score
 
@@ -227,7 +227,7 @@ class Study:
                 f"{', '.join(changed)}. Use another run directory for the new search."
             )
 
-    def _frozen(self, score: Score) -> FrozenTrial:
+    def _frozen(self, score: Score, attrs: Mapping[str, Any]) -> FrozenTrial:
         params = self.parameters.of(score.plan) or {}
         failed = score.outcome == "failed"
         return create_trial(
@@ -236,5 +236,6 @@ class Study:
             params=params,
             distributions={name: self.parameters.distributions[name] for name in params},
             user_attrs={"score": score.to_json()},
+            system_attrs=dict(attrs),
             constraints=None if failed else score.constraints(self.budget),
         )

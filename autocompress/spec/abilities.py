@@ -9,7 +9,6 @@ __all__ = ["Abilities"]
 class Abilities:
     """Bit widths and number formats of a target, and what its fused kernels ask for.
 
-    ``activation_signed``: zero point and codes of activations are int8 instead of uint8.
     ``quantized_outputs``: layer kinds whose integer kernel is used only if the output is
     quantized too (the Q/DQ edge rule).
     ``fused_activations``: ATen names that the runtime folds into the layer before them when
@@ -19,7 +18,6 @@ class Abilities:
 
     w_bits: tuple[int, ...]
     a_bits: tuple[int, ...]
-    activation_signed: bool = False
     quantized_outputs: frozenset[str] = frozenset()
     fused_activations: frozenset[str] = frozenset()
     keep: bool = True

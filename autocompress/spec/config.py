@@ -100,12 +100,13 @@ class Config:
         limits = {n: given.pop(n) for n in _SECTIONS["budget"] if n in given}
         return replace(self, budget=replace(self.budget, **limits), **given)
 
-    def to_toml(self, template: SpaceTemplate) -> str:
-        """Return the configuration as TOML with the rules of its space written out."""
+    def to_toml(self) -> str:
+        """Return the configuration as TOML; a space that is a template is written out."""
         limits = {name: getattr(self.budget, name) for name in _SECTIONS["budget"]}
         document: dict[str, Any] = {
             **({} if self.task is None else {"task": dict(self.task)}),
             "search": {
+                **({"space": self.space} if isinstance(self.space, str) else {}),
                 "sampler": self.sampler, "trials": self.trials, "seed": self.seed,
                 "objectives": list(self.objectives),
             },
@@ -114,6 +115,6 @@ class Config:
             "target": {
                 "name": self.target, "threads": self.threads, "batch_size": self.batch_size,
             },
-            "space": template.to_dict(),
+            **({} if isinstance(self.space, str) else {"space": self.space.to_dict()}),
         }  # fmt: skip
         return tomli_w.dumps(document)

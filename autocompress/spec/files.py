@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from autocompress.errors import InputError
+from autocompress.errors import InputError, RunError
 
 __all__ = ["write_whole"]
 
@@ -13,7 +13,8 @@ def write_whole(path: Path, content: bytes, check: Callable[[Path], None] = lamb
     """Write a file beside its place, check it there and rename it into place.
 
     No reader, and no crash, ever meets a part of it. Missing folders are made. ``check`` may raise
-    to keep the file out of its place. Raises InputError where nothing can be written.
+    to keep the file out of its place. Raises InputError for a folder, RunError where nothing can be
+    written.
     """
     if not path.name or path.is_dir():
         raise InputError(f"A file to write needs a name: {path} is a directory. Add one.")
@@ -30,4 +31,4 @@ def write_whole(path: Path, content: bytes, check: Callable[[Path], None] = lamb
         finally:
             draft.unlink(missing_ok=True)
     except OSError as error:
-        raise InputError(f"A file must be writable: {path} ({error}). Name another.") from error
+        raise RunError(f"A file must be writable: {path} ({error}). Name another.") from error

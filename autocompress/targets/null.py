@@ -27,6 +27,7 @@ from autocompress.spec.abilities import Abilities
 from autocompress.spec.artifact import Artifact
 from autocompress.spec.files import write_whole
 from autocompress.targets.base import Array, Builder
+from autocompress.transforms.weights import Grid
 
 if TYPE_CHECKING:
     from autocompress.transforms.compress import Compressed
@@ -75,13 +76,11 @@ class NullBuilder:
             elif isinstance(weight, str):
                 tensors[name] = array.astype(np.float16)
             else:
-                low = int(weight.codes.min(initial=0))
-                digits = (weight.codes.astype(np.int16) - low).astype(np.uint8).reshape(-1, 1)
-                step = 2 if weight.odd else 1
-                bits = np.unpackbits(digits // step, axis=1, bitorder="little")[:, : weight.bits]
+                grid, digits = Grid(weight.bits, weight.odd), weight.unsigned.reshape(-1, 1)
+                bits = np.unpackbits(digits, axis=1, bitorder="little")[:, : weight.bits]
                 tensors[name] = np.packbits(bits)
                 tensors[f"{name}/scale"] = weight.scale.astype(np.float32)
-                packed[name] = [list(weight.codes.shape), weight.bits, low, step]
+                packed[name] = [list(weight.codes.shape), weight.bits, grid.low, grid.step]
         document = {
             "graph": [_plain(node) for node in network.graph.nodes],
             "packed": packed,

@@ -44,7 +44,7 @@ def apply_edits(
         if name not in old or name not in inner:
             raise NotPlain(name)
         changes = list(_differences(old[name], new[name], ()))
-        editor.edit([model.graph.node[i] for i in inner[name]], old[name][0], changes)
+        editor.edit([model.graph.node[i] for i in inner[name]], changes)
     editor.finish()
     return editor.sizes
 
@@ -71,13 +71,11 @@ class _Editor:
         self.shared: dict[str, str] = {}
         self.sizes: list[Size] = []
 
-    def edit(self, nodes: list[NodeProto], args: Any, changes: list[Change]) -> None:
+    def edit(self, nodes: list[NodeProto], changes: list[Change]) -> None:
         """Make the changes of one node's arguments in its ONNX nodes."""
-        last = nodes[-1] if nodes else None
-        rule = _RULES.get(last.op_type) if last is not None else None
-        if last is not None and rule is not None and rule(self, last, args, changes):
-            return
-        self._by_value(nodes, changes)
+        rule = _RULES.get(nodes[-1].op_type) if nodes else None
+        if rule is None or not rule(self, nodes[-1], changes):
+            self._by_value(nodes, changes)
 
     def replace(self, node: NodeProto, position: int, value: np.ndarray[Any, Any]) -> None:
         """Give a node another constant as one of its inputs."""
@@ -145,7 +143,7 @@ class _Editor:
         self.model.graph.initializer.extend(t for t in self.added if t.name in used)
 
 
-def _shape(editor: _Editor, node: NodeProto, args: Any, changes: list[Change]) -> bool:
+def _shape(editor: _Editor, node: NodeProto, changes: list[Change]) -> bool:
     """Reshape and Expand: args = (x, shape)."""
     return len(node.input) > 1 and all(
         len(path) == 3 and path[:2] == (0, 1) and editor.vector(node, 1, path[2], old, new)
@@ -153,16 +151,16 @@ def _shape(editor: _Editor, node: NodeProto, args: Any, changes: list[Change]) -
     )
 
 
-def _split(editor: _Editor, node: NodeProto, args: Any, changes: list[Change]) -> bool:
+def _split(editor: _Editor, node: NodeProto, changes: list[Change]) -> bool:
     """Split: args = (x, sizes, dim), or (x, size, dim), which is then into equal parts."""
     if len(node.input) < 2 and len(changes) == 1 and changes[0][0] == (0, 1):
         axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
         editor.sizes.append((node.output[0], axis, changes[0][2]))
         return True
-    return _shape(editor, node, args, changes)
+    return _shape(editor, node, changes)
 
 
-def _slice(editor: _Editor, node: NodeProto, args: Any, changes: list[Change]) -> bool:
+def _slice(editor: _Editor, node: NodeProto, changes: list[Change]) -> bool:
     """Slice: args = (x, dim, start, end, step)."""
     return all(
         path in ((0, 2), (0, 3)) and editor.vector(node, path[1] - 1, 0, old, new)
@@ -170,7 +168,7 @@ def _slice(editor: _Editor, node: NodeProto, args: Any, changes: list[Change]) -
     )
 
 
-def _pad(editor: _Editor, node: NodeProto, args: Any, changes: list[Change]) -> bool:
+def _pad(editor: _Editor, node: NodeProto, changes: list[Change]) -> bool:
     """Pad: args = (x, pairs from the last dimension to the first, value)."""
     pads = editor.constants.get(node.input[1])
     if pads is None:
@@ -189,7 +187,7 @@ def _pad(editor: _Editor, node: NodeProto, args: Any, changes: list[Change]) -> 
     return True
 
 
-def _conv(editor: _Editor, node: NodeProto, args: Any, changes: list[Change]) -> bool:
+def _conv(editor: _Editor, node: NodeProto, changes: list[Change]) -> bool:
     """Conv: args = (x, w, b, stride, padding, dilation, groups)."""
     if len(changes) != 1 or changes[0][0] != (0, 6):
         return False
@@ -200,7 +198,7 @@ def _conv(editor: _Editor, node: NodeProto, args: Any, changes: list[Change]) ->
     return False
 
 
-def _norm(editor: _Editor, node: NodeProto, args: Any, changes: list[Change]) -> bool:
+def _norm(editor: _Editor, node: NodeProto, changes: list[Change]) -> bool:
     """LayerNormalization: args = (x, normalized shape, …); ONNX has the axis alone."""
     return all(path[:2] == (0, 1) for path, _, _ in changes)
 

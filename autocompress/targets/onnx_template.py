@@ -77,15 +77,10 @@ def graph_args(graph: fx.Graph) -> dict[str, Any]:
 
 def make_template(network: Network, opset: int = 18) -> Template:
     """Export a network; raise TraceError if the exporter fails or computes something else."""
-    for optimize in (True, False):
-        try:
-            template = _make(network, opset, optimize)
-        except TraceError:
-            if not optimize:
-                raise
-        else:
-            return template
-    raise AssertionError
+    try:
+        return _make(network, opset, optimize=True)
+    except TraceError:
+        return _make(network, opset, optimize=False)
 
 
 def _make(network: Network, opset: int, optimize: bool) -> Template:

@@ -99,10 +99,11 @@ class _Writer:
             for place in places
         }
         sources = {n.name: n.all_input_nodes[0].name for n in self._layer_nodes()}
-        self.inputs = {  # of each layer's weight: the scale of the layer's quantized input
+        integer = self.compressed.integer
+        self.inputs = {  # of each integer layer's weight: the scale of the layer's quantized input
             layer.weight: self.scales.get(self.template.values.get(sources[layer.node], ""))
             for layer in self.compressed.network.layers
-            if sources[layer.node] in self.compressed.activations
+            if layer.name in integer and sources[layer.node] in self.compressed.activations
         }
 
     def _layer_nodes(self) -> Iterator[Any]:
@@ -167,7 +168,8 @@ class _Writer:
         native = large and not integer
         narrow = codes.min() >= -8 and codes.max() <= 7
         four = native and narrow and self.opset >= 21
-        planes = self.packed and weight.bits < 8 and not large
+        whole = not weight.odd or bool((codes & 1).all())  # widening a scale may leave the grid
+        planes = self.packed and weight.bits < 8 and not large and whole
         form = Form(
             source="planes" if planes else "int4" if four else "int8",
             integer=integer,

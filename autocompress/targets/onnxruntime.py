@@ -28,8 +28,7 @@ __all__ = ["OnnxRuntime", "OnnxRuntimeBuilder", "OnnxRuntimeSession"]
 _ABILITIES = Abilities(
     w_bits=(2, 3, 4, 5, 6, 7, 8, 16, 32),
     a_bits=(8, 32),
-    activation_signed=False,
-    quantized_outputs=frozenset({"conv", "depthwise", "grouped", "add"}),
+    quantized_outputs=frozenset({"conv", "depthwise", "grouped"}),
     fused_activations=frozenset(
         {"aten.relu.default", "aten.relu6.default", "aten.hardtanh.default", "aten.clamp.default"}
     ),

@@ -189,7 +189,10 @@ def summarise(
 
 @contextlib.contextmanager
 def _pinned(threads: int) -> Iterator[None]:
-    """Keep the process on as many cores as it has threads, where the system can."""
+    """Keep the calling thread on as many cores as there are threads, where the system can.
+
+    With more than one, the runtime's other threads keep the cores that they were started with.
+    """
     if not hasattr(os, "sched_setaffinity"):
         yield
         return

@@ -175,7 +175,6 @@ class Compressor:
             tensors,
             slices,
             self.options,
-            self.abilities.activation_signed,
         )
         return Compressed(
             plan,

@@ -19,35 +19,27 @@ BINS = 1024
 class ActivationRange:
     """How a tensor is rounded: ``x ~ (q - zero_point) * scale`` with q in [low, high].
 
-    q is an unsigned integer of ``bits`` bits, or two's complement when ``signed``. Zero is always
+    q is an unsigned integer of ``bits`` bits. Zero is always
     exactly representable. Raises ValueError when scale or zero point cannot be.
     """
 
     scale: float
     zero_point: int
     bits: int = 8
-    signed: bool = False
 
     def __post_init__(self) -> None:
         if not (0 < self.scale < np.inf and 2 <= self.bits <= 8):
             raise ValueError(f"A range needs a positive scale and 2 to 8 bits, not {self}.")
-        if not self.low <= self.zero_point <= self.high:
+        if not 0 <= self.zero_point <= self.high:
             raise ValueError(f"A zero point must be one of the codes, not {self.zero_point}.")
 
     @property
-    def low(self) -> int:
-        """The least code."""
-        return -(1 << (self.bits - 1)) if self.signed else 0
-
-    @property
     def high(self) -> int:
-        """The greatest code."""
-        return self.low + (1 << self.bits) - 1
+        """The greatest code; the least is 0."""
+        return (1 << self.bits) - 1
 
     @classmethod
-    def covering(
-        cls, least: float, greatest: float, bits: int = 8, signed: bool = False
-    ) -> "ActivationRange":
+    def covering(cls, least: float, greatest: float, bits: int = 8) -> "ActivationRange":
         """Return the range that reaches from ``least`` to ``greatest`` and has an exact zero.
 
         x_int = round((x - x_min) / (x_max - x_min) (2^n - 1)), with x_min moved to a multiple of
@@ -57,13 +49,12 @@ class ActivationRange:
         scale = float(np.float32((greatest - least) / (2**bits - 1)))
         if not 0 < scale < np.inf:  # nothing but zeros; a bias is stored in units of the scale
             scale = 2.0**-20
-        low = -(2 ** (bits - 1)) if signed else 0
-        point = low + round(-least / scale)
-        return cls(scale, min(max(point, low), low + 2**bits - 1), bits, signed)
+        point = round(-least / scale)
+        return cls(scale, min(max(point, 0), 2**bits - 1), bits)
 
     def simulate(self, value: Tensor) -> Tensor:
         """Return the values as they are after rounding, float32."""
-        low, high = self.low - self.zero_point, self.high - self.zero_point
+        low, high = -self.zero_point, self.high - self.zero_point
         return value.mul(1 / self.scale).round_().clamp_(low, high).mul_(self.scale)
 
 
@@ -113,9 +104,7 @@ METHODS: Mapping[str, Callable[[Tensor, float, float, int], tuple[float, float]]
 )
 
 
-def observe(
-    value: Tensor, method: str = "mse", bits: int = 8, signed: bool = False
-) -> ActivationRange:
+def observe(value: Tensor, method: str = "mse", bits: int = 8) -> ActivationRange:
     """Return the range of a tensor of any shape by a method of METHODS; raise InputError.
 
     Values that are never negative get the least code as zero point. Histograms look at every
@@ -134,4 +123,4 @@ def observe(
     if least < greatest:
         stride = max(1, flat.numel() // 2**15) | 1
         least, greatest = METHODS[method](flat[::stride], least, greatest, bits)
-    return ActivationRange.covering(least, greatest, bits, signed)
+    return ActivationRange.covering(least, greatest, bits)

@@ -43,15 +43,13 @@ def rebuild(
     tensors: Mapping[str, int],
     slices: Slices,
     options: Options,
-    signed: bool,
 ) -> Rebuilt:
     """Repair and round the layers of ``network``, the teacher's sliced copy, in order.
 
     ``tensors``: bits by name of the node of every tensor that is rounded; ``slices``: what each
-    parameter keeps; ``signed``: whether activations' codes are. Layers before the first change stay
-    as they are, to the bit.
+    parameter keeps. Layers before the first change stay as they are, to the bit.
     """
-    return _Pass(teacher, network, plan, tensors, slices, options, signed).run()
+    return _Pass(teacher, network, plan, tensors, slices, options).run()
 
 
 def _last(value: Tensor) -> Tensor:
@@ -70,10 +68,9 @@ class _Pass:
         tensors: Mapping[str, int],
         slices: Slices,
         options: Options,
-        signed: bool,
     ) -> None:
         self.teacher, self.plan, self.tensors = teacher, plan, tensors
-        self.slices, self.options, self.signed = slices, options, signed
+        self.slices, self.options = slices, options
         self.nodes = list(network.graph.nodes)
         self.layers = {layer.node: layer for layer in network.layers}
         self.params = {name: _last(value) for name, value in network.params.items()}
@@ -114,9 +111,9 @@ class _Pass:
     def _round_shared(self) -> set[str]:
         """Round the weights with several readers, whoever reads them first; return their names."""
         found = set()
-        for layer in self.layers.values():
-            name = layer.weight
-            if self.teacher.readers[name] > 1 and name not in found and self.bits[name] < 32:
+        for node in self.nodes:
+            name = str(node.target)
+            if node.op == "get_attr" and len(node.users) > 1 and self.bits.get(name, 32) < 32:
                 value, code = round_weight(self.params[name], self.bits[name], self.options)
                 self._change(name, value, code)
                 found.add(name)
@@ -143,7 +140,7 @@ class _Pass:
         return self.params[str(used.target)] if used.op == "get_attr" else self.values[used.name]
 
     def _round(self, node: fx.Node, value: Tensor) -> Tensor:
-        chosen = observe(value, self.options.calibrate, self.tensors[node.name], self.signed)
+        chosen = observe(value, self.options.calibrate, self.tensors[node.name])
         self.ranges[node.name] = chosen
         self.dirty.add(node.name)
         return chosen.simulate(value)
@@ -152,7 +149,8 @@ class _Pass:
         """Give a layer its new parameters, if anything before it or in it changes."""
         target, source = self.teacher.targets[layer.name], node.args[0]
         assert isinstance(source, fx.Node)
-        fixed = self.teacher.readers[layer.weight] > 1  # what it is for one, it is for all
+        assert isinstance(node.args[1], fx.Node)
+        fixed = len(node.args[1].users) > 1  # what it is for one, it is for all
         bits = 32 if fixed else self.bits[layer.weight]
         parts = {used.name for used in node.all_input_nodes} | {target.other}
         spoilt = bool(parts & self.dirty)

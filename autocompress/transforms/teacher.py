@@ -1,7 +1,6 @@
 """What the uncompressed network computes on the calibration data, sampled once."""
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +36,7 @@ class Teacher:
     ``limit_images``, and the size of the largest activation, bound the inputs that are used;
     ``limit_bytes`` bounds the sampled outputs that are kept; ``oversampling`` is how many samples
     a layer gets at least for each of its columns. With ``correct_sums`` a layer that ends in a
-    residual sum is to make the sum right, not itself. ``readers`` counts the uses of parameters.
+    residual sum is to make the sum right, not itself.
     """
 
     def __init__(
@@ -53,7 +52,6 @@ class Teacher:
     ) -> None:
         self.network = network
         self.inputs = gather_inputs(network, calibration, limit_images)
-        self.readers = _readers(network)
         batch = len(self.inputs[0])
         generator = torch.Generator().manual_seed(seed)
         nodes = {node.name: node for node in network.graph.nodes}
@@ -101,16 +99,6 @@ class Teacher:
         held = [*self.inputs, *(target.outputs for target in self.targets.values())]
         samples = sum(target.samples.nbytes for target in self.targets.values())
         return samples + sum(value.numel() * value.element_size() for value in held)
-
-
-def _readers(network: Network) -> Counter[str]:
-    """Count how often each parameter is an argument."""
-    return Counter(
-        str(arg.target)
-        for node in network.graph.nodes
-        for arg in node.args
-        if isinstance(arg, fx.Node) and arg.op == "get_attr"
-    )
 
 
 def _width(layer: Layer) -> int:

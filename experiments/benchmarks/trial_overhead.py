@@ -2,11 +2,11 @@
 
     python experiments/benchmarks/trial_overhead.py [--trials 40] [--memory-trials 300]
 
-For ResNet-20 and ResNet-56 with random weights, at 28×28, on all threads that torch takes: random
-plans of the ptq space (keep, w_bits and a_bits of every layer) go through a real study. Prints
-the median of each step in milliseconds, and the resident memory over many trials. A step that the
-trial does not control is marked *: accuracy and latency are measurements, propose is the
-sampler's own thinking.
+For ResNet-20 and ResNet-56 with random weights, at 28×28, on all threads that torch takes: plans
+of the ptq space (keep, w_bits and a_bits of every layer) that a sampler proposes go through a
+study. Prints the median of each step in milliseconds, and the resident memory over many trials. A
+step that the trial does not control is marked *: accuracy and latency are measurements, propose
+is the sampler's own thinking.
 """
 
 import argparse

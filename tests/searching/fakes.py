@@ -1,6 +1,7 @@
 """An evaluator without a network: figures are functions of the plan."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from autocompress.searching.intervals import Mean
 from autocompress.spec.plan import Plan
@@ -28,6 +29,7 @@ class FakeEvaluator:
     fail: object = None
     stop: object = None
     calls: list[Plan] = field(default_factory=list)
+    directory: Path = Path()
     target = FakeTarget()
     task = FakeTask()
 
@@ -54,8 +56,9 @@ class FakeEvaluator:
             **common,
         )
 
-    def restore(self, score):
+    def restore(self, pick):
         pass
 
-    def test(self, score):
+    def test(self, pick):
+        score = pick.score
         return Mean(score.accuracy - 0.01, score.accuracy - 0.02, score.accuracy)

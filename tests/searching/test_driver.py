@@ -1,11 +1,13 @@
 import math
+from dataclasses import replace
 
 import pytest
 
-from autocompress.errors import TaskError, TrialError
-from autocompress.searching.driver import best_so_far, drive, score_tests
+from autocompress.errors import TaskError
+from autocompress.searching.driver import best_so_far, drive, finish
 from autocompress.searching.study import read_scores
-from autocompress.spec.pareto import non_dominated
+from autocompress.spec.budget import Budget
+from autocompress.spec.pareto import closest_miss, non_dominated
 from autocompress.spec.plan import Plan
 from autocompress.spec.space import SearchSpace
 from tests.searching.fakes import SPACE, FakeEvaluator
@@ -47,7 +49,7 @@ def test_three_failures_at_the_start_stop_the_run(tmp_path):
 
 def test_many_failures_later_stop_the_run(tmp_path):
     evaluator = FakeEvaluator(fail=lambda call: call > 4)
-    with pytest.raises(TrialError, match="20 trials in a row"):
+    with pytest.raises(TaskError, match="20 times in a row"):
         drive(study_at(tmp_path / "study.log"), evaluator, 60, lambda _: None)
     assert len(evaluator.calls) == 25
 
@@ -73,7 +75,7 @@ def test_front_and_baselines_are_scored_on_the_test_split_once(tmp_path):
     evaluator = FakeEvaluator()
     drive(study, evaluator, 20, lambda _: None)
     told = []
-    assert score_tests(study, evaluator, told.append) == ""
+    assert finish(study, evaluator, told.append) == ""
     assert told[-1].done == told[-1].total == len(told) - 1
     front = {score.trial for score in non_dominated(study.scores, study.objectives)}
     for score in study.scores:
@@ -81,7 +83,7 @@ def test_front_and_baselines_are_scored_on_the_test_split_once(tmp_path):
         assert measured == (score.trial in front or bool(score.baseline))
     before = list(study.scores)
     evaluator.test = None  # calling it again would raise
-    assert score_tests(study, evaluator, told.append) == ""
+    assert finish(study, evaluator, told.append) == ""
     assert study.scores == before
 
 
@@ -90,11 +92,11 @@ def test_a_test_that_raises_is_a_note_and_no_score(tmp_path):
     evaluator = FakeEvaluator()
     drive(study, evaluator, 5, lambda _: None)
 
-    def broken(score):
+    def broken(pick):
         raise KeyError("labels")
 
     evaluator.test = broken
-    assert "KeyError: 'labels'" in score_tests(study, evaluator, lambda _: None)
+    assert "KeyError: 'labels'" in finish(study, evaluator, lambda _: None)
     assert all(math.isnan(score.test_accuracy) for score in study.scores)
 
 
@@ -114,3 +116,23 @@ def test_a_sampler_that_insists_on_a_failed_plan_does_not_end_the_search(tmp_pat
     study = study_at(tmp_path / "study.log", "gp")
     assert drive(study, evaluator, 20, lambda _: None) == ""
     assert study.completed == 20
+
+
+def test_the_closest_miss_is_scored_where_nothing_meets_the_budget(tmp_path):
+    study = study_at(tmp_path / "study.log", budget=Budget(latency_ms=1e-3))
+    drive(study, FakeEvaluator(), 15, lambda _: None)
+    assert finish(study, FakeEvaluator(), lambda _: None) == ""
+    miss = closest_miss(study.scores, study.budget)
+    assert not math.isnan(miss.test_accuracy)
+
+
+def test_a_metric_that_is_no_fraction_is_not_in_points(tmp_path):
+    study = study_at(tmp_path / "study.log")
+
+    class Percent(FakeEvaluator):
+        def __call__(self, plan, recipe, baseline=""):
+            score = super().__call__(plan, recipe, baseline)
+            return replace(score, accuracy=100 * score.accuracy)
+
+    drive(study, Percent(), 15, lambda _: None)
+    assert best_so_far(study).endswith("× smaller, +0.0")

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from autocompress.errors import ArtifactError, TrialError
+from autocompress.errors import ArtifactError, RunError
 from autocompress.models.trace import trace
+from autocompress.report.front import Pick
 from autocompress.searching.evaluate import Evaluator
 from autocompress.spec.plan import Plan, Recipe
 from autocompress.targets import make_target
@@ -79,21 +80,35 @@ def test_what_the_users_function_raises_is_a_sentence(tmp_path: Path) -> None:
     assert score.message == "KeyError: 'labels'"
 
 
-def test_the_test_split_is_scored_on_the_file_that_was_scored(tmp_path: Path) -> None:
+def test_a_damaged_file_is_built_again_and_scored_on_the_test_split(tmp_path: Path) -> None:
     evaluator = make_evaluator(tmp_path)
     score = evaluator(PLAN, Recipe())
-    assert 0 <= evaluator.test(score).mean <= 1
-    path = tmp_path / "artifacts" / score.artifact
-    path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(ArtifactError, match=score.artifact):
-        evaluator.test(score)
-    evaluator.restore(score)
-    assert 0 <= evaluator.test(score).mean <= 1
-    path.unlink()
-    evaluator.restore(score)
-    assert path.stat().st_size == score.size_bytes
+    pick = Pick(score, tmp_path / "artifacts" / score.artifact)
+    before = evaluator.test(pick)
+    pick.path.write_bytes(pick.path.read_bytes()[:-3])
+    evaluator.restore(pick)
+    assert evaluator.test(pick) == before
+    pick.path.unlink()
+    evaluator.restore(pick)
+    assert pick.path.stat().st_size == score.size_bytes
     with pytest.raises(ArtifactError, match="sha256"):
-        evaluator.restore(replace(score, sha256="0" * 64))
-    without = make_evaluator(tmp_path, test=False)
-    with pytest.raises(TrialError, match="test split"):
-        without.test(replace(score, trial=1))
+        evaluator.restore(replace(pick, score=replace(score, sha256="0" * 64)))
+
+
+def test_a_damaged_reference_is_built_again(tmp_path: Path) -> None:
+    path = make_evaluator(tmp_path).path(Plan(), Recipe())
+    whole = path.read_bytes()
+    path.write_bytes(whole[:50])
+    make_evaluator(tmp_path)
+    assert path.read_bytes() == whole
+
+
+def test_a_full_disk_is_no_fault_of_the_plan(tmp_path: Path, monkeypatch) -> None:
+    evaluator = make_evaluator(tmp_path)
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(RunError, match="No space left"):
+        evaluator(PLAN, Recipe())

@@ -160,3 +160,10 @@ def test_parameters_are_ordinal_and_invertible():
         assert parameters.of(plan) == pytest.approx(trial.params)
         study.tell(trial, 0.0)
     assert parameters.of(Plan()) is None
+
+
+def test_nsga2_breeds_from_the_baselines(tmp_path):
+    study = study_at(tmp_path / "study.log", "nsga2")
+    drive(study, FakeEvaluator(), 40, lambda _: None)
+    last = study._journal.get_trials(deepcopy=False)[-1]
+    assert last.system_attrs["NSGAIISampler:generation"] == 1

@@ -48,7 +48,7 @@ def test_everything_is_read_and_written_back(tmp_path: Path) -> None:
     assert (config.threads, config.batch_size) == (2, 3)
     assert isinstance(config.space, SpaceTemplate)
     assert config.space.exclude == ("fc",)
-    assert read(tmp_path, config.to_toml(config.space)) == config
+    assert read(tmp_path, config.to_toml()) == config
 
 
 def test_what_is_not_set_has_its_default(tmp_path: Path) -> None:

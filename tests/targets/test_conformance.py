@@ -148,3 +148,12 @@ def test_plans_of_single_layers(name: str, tmp_path: Path) -> None:
     compressed = replace(rounded(net), network=net.replace(params=params), weights=weights)
     session = TARGETS[name]().open(builder(name, net).build(compressed, tmp_path / "a").path)
     np.testing.assert_allclose(session(x.numpy()), compressed(x).numpy(), atol=2e-3)
+
+
+def test_odd_codes_that_are_all_positive(name: str, tmp_path: Path) -> None:
+    net = residual()
+    weight = net.params["a.weight"].abs() + 0.1
+    compressed = rounded(net.replace(params={"a.weight": weight}), 2)
+    (x,) = inputs(net)
+    session = TARGETS[name]().open(builder(name, net).build(compressed, tmp_path / "a").path)
+    np.testing.assert_allclose(session(x.numpy()), compressed(x).numpy(), rtol=1e-3, atol=2e-2)

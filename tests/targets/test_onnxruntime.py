@@ -294,3 +294,30 @@ def test_tiny_files_are_never_larger_for_fewer_bits(tmp_path: Path) -> None:
         found = target.open(tmp_path / "a")(x.numpy())
         np.testing.assert_allclose(found, compressed(x).numpy(), atol=1e-4)
     assert sizes == sorted(sizes, reverse=True)
+
+
+def test_a_float_layer_behind_an_integer_one_stays_float(tmp_path: Path) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3)
+    ).eval()
+    x = torch.randn(16, 3, 10, 10)
+    net, target = trace(model, (x[:1],)), OnnxRuntime()
+    plan = Plan({"0/w_bits": 8, "0/a_bits": 8, "2/w_bits": 8, "4/w_bits": 8})
+    compressed = Compressor(net, [(x,)], target.abilities).compress(plan)
+    path = target.prepare(net).build(compressed, tmp_path / "a").path
+    found = optimised(path, tmp_path / "optimised")
+    assert found["QLinearConv"] == 1
+    assert found["Conv"] + found["FusedConv"] == 2
+    assert found["DequantizeLinear"] == 1  # of the tensor alone: the weights are folded
+    expected = compressed(x).numpy()
+    assert np.abs(target.open(path)(x.numpy()) - expected).max() < 0.03 * np.abs(expected).max()
+
+
+def test_a_dead_channel_of_odd_codes(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    with torch.no_grad():
+        model[0].weight[2] *= 1e-9
+        model[0].bias[2] = 0.5
+    x = torch.randn(32, 3, 8, 8)
+    plan = {f"{i}/{knob}": bits for i in (0, 2) for knob, bits in (("w_bits", 2), ("a_bits", 8))}
+    assert compared(trace(model, (x[:1],)), plan, x, tmp_path / "a") < 0.05

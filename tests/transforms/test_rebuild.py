@@ -13,7 +13,7 @@ from tests.transforms.nets import Residual, calibration, trained
 
 
 def run(plan: Plan, teacher: Teacher, tensors: dict[str, int] | None = None):
-    return rebuild(teacher, teacher.network, plan, tensors or {}, {}, Options(), False)
+    return rebuild(teacher, teacher.network, plan, tensors or {}, {}, Options())
 
 
 def test_layers_before_the_first_change_stay_to_the_bit() -> None:

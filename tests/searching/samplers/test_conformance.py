@@ -43,3 +43,14 @@ def test_failed_trials_are_lived_with(name: str, tmp_path: Path) -> None:
 def test_an_unknown_name_is_answered_with_the_nearest(name: str) -> None:
     with pytest.raises(InputError, match=f"Did you mean '{name}'"):
         make_sampler(f"{name}_", 0)
+
+
+def test_it_goes_on_from_what_is_in_the_study(name: str, tmp_path: Path) -> None:
+    """A sampler that counts generations finds the baselines, and its own trials, in one."""
+    path = tmp_path / "study.log"
+    searched(path, name)
+    study = study_at(path, name)
+    for trial in study._memory.get_trials(deepcopy=False):
+        assert "NSGAIISampler:generation" in trial.system_attrs
+    drive(study, FakeEvaluator(), TRIALS + 4, lambda _: None)
+    assert study.completed == TRIALS + 4
