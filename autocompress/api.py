@@ -121,7 +121,7 @@ class Run:
 
     directory: Path
     config: Config
-    scores: list[Score]
+    scores: list[Score] = field(repr=False)
     task: Task | None = field(default=None, repr=False)
     note: str = ""
 

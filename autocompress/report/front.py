@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from autocompress.errors import InputError, NoModelError
 from autocompress.report.card import card, card_data
-from autocompress.report.words import limits, no_model
+from autocompress.report.words import figures, limits, no_model
 from autocompress.spec.artifact import Artifact
 from autocompress.spec.budget import Budget
 from autocompress.spec.files import write_whole
@@ -26,13 +26,21 @@ __all__ = ["Front", "Pick"]
 _FIELDS: Mapping[str, str] = {"max_latency_ms": "latency_ms", "max_size_bytes": "max_size_bytes"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Pick:
     """A score with its file; ``reference`` is the uncompressed model's score, if it has one."""
 
     score: Score
     path: Path
     reference: Score | None = None
+
+    def __str__(self) -> str:
+        from autocompress.report.tables import describe
+
+        return describe(self)
+
+    def __repr__(self) -> str:
+        return f"<Pick of trial {self.score.trial}: {figures(self.score)}, {self.path}>"
 
     @property
     def plan(self) -> Plan:

@@ -2,6 +2,7 @@
 
 import math
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +39,12 @@ class _Stopwatch:
             yield
         finally:
             self.seconds[step] = time.perf_counter() - start
+
+
+def _place(error: Exception) -> str:
+    """Return file and line in which an exception was raised."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{last.filename}, line {last.lineno}"
 
 
 @dataclass(eq=False)
@@ -89,7 +96,7 @@ class Evaluator:
         except AutocompressError as error:
             message = str(error)
         except Exception as error:  # the user's evaluate, or a runtime, raises what it likes
-            message = f"{type(error).__name__}: {error}"
+            message = f"{type(error).__name__}: {error} ({_place(error)})"
         else:
             return Score(outcome="ok", seconds=watch.seconds, **common, **figures)
         return Score(outcome="failed", message=message, seconds=watch.seconds, **common)
@@ -116,7 +123,7 @@ class Evaluator:
             "latency_low_ms": timing.low_ms,
             "latency_high_ms": timing.high_ms,
             "load_ms": session.load_ms,
-            "peak_memory_bytes": math.nan if memory is None else memory,
+            "peak_memory_bytes": memory or math.nan,  # 0: less than the system resolves
             "macs": network.macs,
             "parameters": sum(value.numel() for value in network.params.values()),
             "artifact": artifact.path.name,

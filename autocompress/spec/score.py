@@ -53,7 +53,8 @@ class Score:
     ``accuracy`` is of the validation split and ``test_accuracy`` of the test split, both of the
     file in its runtime; the interval ends are at 95 %. Sizes in bytes, times in milliseconds;
     ``latency_high_ms`` is the upper end of the latency's interval. ``load_ms`` and
-    ``peak_memory_bytes`` are of loading the file, ``macs`` (multiply-adds for one input) and
+    ``peak_memory_bytes`` are of loading the file (NaN where it takes less than the system
+    resolves), ``macs`` (multiply-adds for one input) and
     ``parameters`` of the compressed network. ``baseline`` names a plan that every study scores,
     ``cpu`` the instruction sets of the machine. ``estimates`` are simulated
     or predicted figures, ``timing`` the raw latency samples, ``seconds`` the wall time of each

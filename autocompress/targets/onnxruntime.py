@@ -120,7 +120,7 @@ class OnnxRuntimeSession:
             reason = " ".join(str(error).split())
             raise ArtifactError(
                 f"A model file must load in onnxruntime: {path} does not ({reason[:200]}). "
-                "Delete it and score its plan again."
+                "In a run directory, 'autocompress resume' builds it again."
             ) from error
         self.load_ms = (time.perf_counter() - start) * 1e3
         self.peak_memory_bytes = memory.read()

@@ -267,3 +267,10 @@ def test_html_escapes_names_and_messages(tmp_path):
 def test_repr_counts(tmp_path):
     assert "from 20 scores" in repr(front(study(20), tmp_path))
     assert "closest miss" in repr(front(study(20), tmp_path, budget=Budget(latency_ms=0.01)))
+
+
+def test_picks_are_short_to_look_at(tmp_path):
+    pick = front(study(30), tmp_path).pick()
+    assert len(repr(pick)) < 300
+    assert "\n" not in repr(pick)
+    assert str(pick).startswith("trial")
