@@ -88,24 +88,26 @@ def _parser() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     sub.add_argument("--latency-budget", type=_LIMIT, metavar="MS", help="limit, milliseconds")
     sub.add_argument("--max-size", type=_BYTES, metavar="BYTES", help="limit on the file's size")
     sub.add_argument("--sampler", metavar="NAME", help="tpe, nsga2, gp or random")
-    sub.add_argument("--target", metavar="NAME", help="runtime and file format")
+    sub.add_argument("--target", metavar="NAME", help="runtime and file format: onnxruntime")
     sub.add_argument("--workers", type=_COUNT, default=1, metavar="N", help="1: trials in turn")
-    sub.add_argument("--seed", type=_SEED, metavar="N")
+    sub.add_argument("--seed", type=_SEED, metavar="N", help="of the sampler")
     sub.add_argument("--quiet", **quiet)  # type: ignore[arg-type]
 
     sub = command("resume", "go on with an interrupted or finished search", _resume)
-    sub.add_argument("directory", type=Path, metavar="DIR")
+    sub.add_argument("directory", type=Path, metavar="DIR", help="run directory")
     sub.add_argument("--trials", type=_COUNT, metavar="N", help="more trials")
     sub.add_argument("--quiet", **quiet)  # type: ignore[arg-type]
 
     sub = command("front", "print the Pareto front and the baselines", _front)
-    sub.add_argument("directory", type=Path, metavar="DIR")
-    sub.add_argument("--format", choices=("table", "csv", "json"), default="table")
+    sub.add_argument("directory", type=Path, metavar="DIR", help="run directory")
+    sub.add_argument(
+        "--format", choices=("table", "csv", "json"), default="table", help="default: table"
+    )
 
     sub = command("pick", "pick the most accurate file within limits and export it", _pick)
-    sub.add_argument("directory", type=Path, metavar="DIR")
+    sub.add_argument("directory", type=Path, metavar="DIR", help="run directory")
     sub.add_argument("--max-latency", type=_LIMIT, metavar="MS", help="upper end, milliseconds")
-    sub.add_argument("--max-size", type=_BYTES, metavar="BYTES")
+    sub.add_argument("--max-size", type=_BYTES, metavar="BYTES", help="limit on the file's size")
     sub.add_argument(
         "--min-accuracy", type=_ANY, metavar="A", help="as in the front; alone: the smallest file"
     )
@@ -114,8 +116,14 @@ def _parser() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     sub = command("bench", "measure one file by the timing protocol", _bench)
     sub.add_argument("file", type=Path, metavar="FILE")
     sub.add_argument("--reference", type=Path, metavar="FILE", help="time it beside another file")
-    sub.add_argument("--threads", type=_COUNT, default=1, metavar="N")
-    sub.add_argument("--target", default="onnxruntime", metavar="NAME")
+    sub.add_argument(
+        "--threads",
+        type=_COUNT,
+        default=1,
+        metavar="N",
+        help="1: on the CPU clock; else wall clock",
+    )
+    sub.add_argument("--target", default="onnxruntime", metavar="NAME", help="onnxruntime")
     return parser, made
 
 
