@@ -28,20 +28,30 @@ _SMALL = 30_000  # bytes
 _DIGITS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
-def write(template: Template, compressed: "Compressed", *, limit: int) -> bytes:
+def write(
+    template: Template, compressed: "Compressed", *, limit: int, named: bool = False
+) -> bytes:
     """Return the serialised model.
 
     ``limit``: weights of a layer above which its codes are stored in a type of ONNX itself and
-    stay so at run time. Raises NotPlain when the template cannot be edited to the network.
+    stay so at run time. ``named``: every ONNX node is called after the node of the network that
+    it computes, for profiles. Raises NotPlain when the template cannot be edited to the network.
     """
-    content = _write(template, compressed, limit, packed=True)
+    content = _write(template, compressed, limit, packed=True, named=named)
     if len(content) < _SMALL:  # the functions that unpack may cost more than packing saves
-        content = min(content, _write(template, compressed, limit, packed=False), key=len)
+        plain = _write(template, compressed, limit, packed=False, named=named)
+        content = min(content, plain, key=len)
     return content
 
 
-def _write(template: Template, compressed: "Compressed", limit: int, *, packed: bool) -> bytes:
+def _write(
+    template: Template, compressed: "Compressed", limit: int, *, packed: bool, named: bool
+) -> bytes:
     model = ModelProto.FromString(template.model)
+    if named:
+        for name, indices in template.inner.items():
+            for index in indices:
+                model.graph.node[index].name = f"{name}/{index}"
     network = compressed.network
     for name, value in template.baked.items():
         if not np.array_equal(network.params[name].detach().numpy(), value):

@@ -82,13 +82,17 @@ class OnnxRuntimeBuilder:
     template: Template
     limit: int = 4_000_000
 
-    def build(self, compressed: "Compressed", path: Path) -> Artifact:
-        """Write the file; export afresh in the rare case that the template cannot be edited."""
+    def content(self, compressed: "Compressed", *, named: bool = False) -> bytes:
+        """Return the file; export afresh in the rare case that the template cannot be edited."""
         try:
-            content = write(self.template, compressed, limit=self.limit)
+            return write(self.template, compressed, limit=self.limit, named=named)
         except NotPlain:
             template = make_template(compressed.network, self.template.opset)
-            content = write(template, compressed, limit=self.limit)
+            return write(template, compressed, limit=self.limit, named=named)
+
+    def build(self, compressed: "Compressed", path: Path) -> Artifact:
+        """Write the file and describe it."""
+        content = self.content(compressed)
         write_whole(path, content)
         digest = hashlib.sha256(content).hexdigest()
         return Artifact(path, digest, len(content), OnnxRuntime.name)
