@@ -5,7 +5,6 @@ models can have them in milliseconds, before anything is compressed.
 """
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from autocompress.models.network import Network
@@ -74,8 +73,8 @@ def sketch(
 
 
 def _codes(value: Tensor, grid: Grid, generator: np.random.Generator) -> QuantizedWeight:
-    codes = generator.integers(0, 2**grid.bits, value.shape, dtype=np.int16)
-    codes = (codes * grid.step + grid.low).astype(np.int8)
+    digits = generator.integers(0, 2**grid.bits, value.shape, dtype=np.int16)
+    codes = (digits * grid.step + grid.low).astype(np.int8)
     spread = float(value.std()) if value.numel() > 1 else 1.0
     scale = np.float16(max(spread / max(float(codes.std()), 1.0), 1e-4))
     return QuantizedWeight(codes, np.full(len(codes), scale, np.float32), grid.bits, grid.odd)
