@@ -1,0 +1,132 @@
+"""Estimates: what a plan is expected to cost, before anything is compressed or built."""
+
+import math
+from dataclasses import dataclass
+
+from autocompress.cost import analytic
+from autocompress.cost.device import Device
+from autocompress.cost.latency import LatencyModel, Prediction
+from autocompress.cost.memory import peak_activation_bytes
+from autocompress.cost.terms import terms
+from autocompress.cost.workload import Workload, workload
+from autocompress.models.network import Network
+from autocompress.spec.abilities import Abilities
+from autocompress.spec.budget import Budget
+from autocompress.spec.plan import Plan
+from autocompress.targets.base import Builder
+from autocompress.transforms.compress import Compressed, Options
+from autocompress.transforms.sketch import sketch
+
+__all__ = ["Estimate", "Estimator"]
+
+#: What the size of a file may differ by from its sketch's, whose values are made up.
+_SIZE_ERROR = 0.01
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Expected figures of a file; what has no model is NaN.
+
+    ``size_bytes`` of the file, ``macs`` and ``activation_bytes`` (peak) for one input; ``latency``
+    on this machine; ``device_latency_ms`` and ``energy_mj`` on the device that was named.
+    ``unknown``: operators that a model of latency or energy has never seen.
+    """
+
+    size_bytes: float
+    macs: int
+    activation_bytes: int
+    latency: Prediction
+    device_latency_ms: float = math.nan
+    energy_mj: float = math.nan
+    device: str = ""
+    unknown: tuple[str, ...] = ()
+
+    def figures(self) -> dict[str, float]:
+        """Return the figures by the names that a score has for them, those that are known."""
+        found = {
+            "size_bytes": float(self.size_bytes),
+            "macs": float(self.macs),
+            "activation_bytes": float(self.activation_bytes),
+            "latency_ms": self.latency.ms,
+            "latency_low_ms": self.latency.low_ms,
+            "latency_high_ms": self.latency.high_ms,
+            "device_latency_ms": self.device_latency_ms,
+            "energy_mj": self.energy_mj,
+        }
+        return {name: value for name, value in found.items() if not math.isnan(value)}
+
+    def least(self, name: str) -> float:
+        """Return the figure that a budget limits, less its error; NaN where it has no model."""
+        if name == "latency_limit_ms":
+            return self.device_latency_ms if self.device else self.latency.low_ms
+        value = float(getattr(self, name))
+        return value * (1 - _SIZE_ERROR) if name == "size_bytes" else value
+
+    def expected(self, name: str) -> float:
+        """Return a figure as a score over budget tells it."""
+        if name in ("latency_limit_ms", "latency_figure_ms"):
+            return self.device_latency_ms if self.device else self.latency.ms
+        return float(getattr(self, name))
+
+    def over(self, budget: Budget) -> bool:
+        """Tell whether a limit is exceeded by more than the estimate's own error."""
+        return any(excess > 0 for excess in budget.constraints(self.least).values())
+
+
+class Estimator:
+    """Estimates plans of one network on a target, and on a device that is not at hand.
+
+    ``model`` is the latency model fitted to this machine, which every measured trial refines.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        abilities: Abilities,
+        builder: Builder,
+        *,
+        options: Options | None = None,
+        device: Device | None = None,
+        model: LatencyModel | None = None,
+    ) -> None:
+        self.network, self.abilities, self.builder = network, abilities, builder
+        self.options, self.device, self.model = options, device, model
+
+    def __call__(self, plan: Plan) -> Estimate:
+        """Return the estimate of a plan; raise PlanError if it does not fit the network."""
+        drawn = sketch(self.network, plan, self.abilities, self.options)
+        return self.of(drawn, len(self.builder.content(drawn)))
+
+    def of(self, compressed: Compressed, size_bytes: float) -> Estimate:
+        """Return the estimate of a compressed network whose file has so many bytes."""
+        work = workload(compressed, self.abilities)
+        latency = Prediction(math.nan, math.nan, math.nan)
+        unknown: set[str] = set()
+        if self.model is not None:
+            latency = self.model.predict(terms(work))
+            unknown.update(latency.unknown)
+        energy = on_device = math.nan
+        if self.device is not None:
+            unknown.update(work.unknown)
+            if not work.unknown:
+                on_device = analytic.latency_ms(work, self.device)
+                energy = analytic.energy_mj(work, self.device)
+        return Estimate(
+            size_bytes=size_bytes,
+            macs=work.macs,
+            activation_bytes=peak_activation_bytes(work),
+            latency=latency,
+            device_latency_ms=on_device,
+            energy_mj=energy,
+            device=self.device.name if self.device else "",
+            unknown=tuple(sorted(unknown)),
+        )
+
+    def learn(self, compressed: Compressed, ms: float) -> None:
+        """Take a measured latency in milliseconds into the model, if there is one."""
+        if self.model is not None:
+            self.model.add(terms(self.work(compressed)), ms)
+
+    def work(self, compressed: Compressed) -> Workload:
+        """Return the workload of a compressed network."""
+        return workload(compressed, self.abilities)

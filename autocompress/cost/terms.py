@@ -1,0 +1,114 @@
+"""Terms: a workload as the fitted latency model sees it, with what its staircases hang on.
+
+A term is one operator in its surroundings, or one conversion between neighbours that keep their
+tensors in different formats: "q" codes of 8 bits, "f" float32 as convolutions like it, "p" plain
+float32. Views cost nothing and are no terms.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from autocompress.cost.workload import Op, Workload
+
+__all__ = ["TILES", "Term", "features", "terms"]
+
+#: Channels that a kernel works on at once, of the kernels there are: a staircase has such steps.
+TILES = (16, 8, 4)
+
+
+class Term(NamedTuple):
+    """One operator or conversion; ``op`` is the node's name in the workload, "" in a model.
+
+    ``family`` says what it is apart from sizes: terms of one family share what is known of them.
+    ``into`` and ``out``: channels a group and channels of a layer, else elements read and written.
+    ``work``: output positions times taps of a layer; ``before`` and ``after``: formats around.
+    """
+
+    family: str
+    into: int
+    out: int
+    work: int
+    area: int
+    before: str
+    after: str
+    op: str = ""
+
+
+def terms(workload: Workload) -> tuple[Term, ...]:
+    """Return the terms of a workload in order; conversions stand before the operator that reads."""
+    makers = {op.output: op for op in workload.ops}
+    source = {op.output: op.inputs[0] for op in workload.ops if op.kind == "view" and op.inputs}
+    readers: dict[str, list[Op]] = {}
+
+    def stored(value: str) -> str:
+        while value in source:
+            value = source[value]
+        return value
+
+    for op in workload.ops:
+        if op.kind != "view":
+            for value in op.inputs:
+                readers.setdefault(stored(value), []).append(op)
+
+    def given(value: str) -> str:
+        """The format in which a value is made."""
+        maker = makers.get(value)
+        if workload.values[value].bits <= 8 and maker is not None:
+            return "q" if not maker.layer or maker.a_bits <= 8 else _own(maker)
+        return "p" if maker is None else _own(maker)
+
+    found: list[Term] = []
+    converted: set[tuple[str, str]] = set()
+    for op in workload.ops:
+        if op.kind == "view":
+            continue
+        inputs = [stored(value) for value in op.inputs]
+        own = "q" if workload.values[op.output].bits <= 8 and not op.layer else _own(op)
+        for value in inputs:
+            made = given(value)
+            change = f"{made}{'r' if workload.values[value].bits <= 8 and made != 'q' else ''}"
+            if change != own and (value, own) not in converted:
+                converted.add((value, own))
+                size = workload.values[value].elements
+                found.append(
+                    Term(f"convert {change} to {own}", size, size, 0, size, "", "", op.node)
+                )
+        after = "".join(sorted({_own(reader) for reader in readers.get(op.output, ())}))
+        before = "".join(sorted(given(value) for value in inputs))
+        bits = "q" if workload.values[op.output].bits <= 8 else ""
+        found.append(_term(op, workload, inputs, before, bits + after))
+    return tuple(found)
+
+
+def _own(op: Op) -> str:
+    """The format in which an operator works."""
+    return ("q" if op.a_bits <= 8 else "f") if op.layer else "p"
+
+
+def _term(op: Op, workload: Workload, inputs: list[str], before: str, after: str) -> Term:
+    read = sum(workload.values[value].elements for value in inputs)
+    made = workload.values[op.output].elements
+    if not op.layer:
+        return Term(op.type, read, made, 0, read + made, before, after, op.node)
+    number = "int8" if op.a_bits <= 8 else "float"
+    family = f"{op.kind} {number} {op.taps} taps, stride {op.stride}, {op.pixels} positions"
+    into = 1 if op.kind == "depthwise" else op.cin // op.groups
+    if op.kind == "grouped":
+        family += f", {op.groups} groups"
+    return Term(family, into, op.cout, op.pixels * op.taps, op.pixels, before, after, op.node)
+
+
+def features(term: Term) -> Iterator[tuple[str, float]]:
+    """Yield what a term's time is taken to be a sum of multiples of, each above 0."""
+    yield f"{term.family}: once", 1.0
+    if not term.work:
+        yield f"{term.family}: elements", term.area / 1e4
+        return
+    yield f"{term.family}: multiply-adds", term.work * term.into * term.out / 1e6
+    yield f"{term.family}: whole tiles", term.work * _up(term.into, 4) * _up(term.out, 16) / 1e6
+    yield f"{term.family}: inputs", term.area * term.into / 1e4
+    yield f"{term.family}: outputs", term.area * term.out / 1e4
+
+
+def _up(size: int, tile: int) -> int:
+    return -(-size // tile) * tile
