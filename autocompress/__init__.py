@@ -4,8 +4,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autocompress.api import Run, bench, open_run, search, search_config
+    from autocompress.api import Run, open_run, search, search_config
     from autocompress.errors import AutocompressError
+    from autocompress.measuring import bench, bench_all, calibrate
     from autocompress.report.front import Front, Pick
     from autocompress.spec.budget import Budget
     from autocompress.spec.plan import Plan
@@ -27,6 +28,8 @@ __all__ = [
     "SpaceTemplate",
     "Task",
     "bench",
+    "bench_all",
+    "calibrate",
     "open_run",
     "search",
     "search_config",
@@ -34,8 +37,9 @@ __all__ = [
 
 # Imported at first use: torch alone takes seconds, and --help needs none of it.
 _MODULES = {
-    "autocompress.api": ("Run", "bench", "open_run", "search", "search_config"),
+    "autocompress.api": ("Run", "open_run", "search", "search_config"),
     "autocompress.errors": ("AutocompressError",),
+    "autocompress.measuring": ("bench", "bench_all", "calibrate"),
     "autocompress.report.front": ("Front", "Pick"),
     "autocompress.spec.budget": ("Budget",),
     "autocompress.spec.plan": ("Plan",),

@@ -1,16 +1,20 @@
-"""The Python interface: search, open a run, measure a file; names become objects here."""
+"""The Python interface: search, and runs that can be opened, resumed and explained."""
 
 import contextlib
 import hashlib
-import importlib
-import inspect
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import autocompress
+import numpy as np
+
+from autocompress.cost.calibrate import calibrate as measure_calibration
+from autocompress.cost.calibrate import calibration_path, load_calibration
+from autocompress.cost.device import read_device
+from autocompress.cost.estimate import Estimator
+from autocompress.cost.terms import terms
+from autocompress.cost.workload import workload
 from autocompress.errors import (
     ArtifactError,
     AutocompressError,
@@ -18,97 +22,30 @@ from autocompress.errors import (
     InputError,
     RunError,
     TaskError,
-    unknown,
 )
 from autocompress.models.trace import trace
+from autocompress.names import find_space, make_task, resolve_space
 from autocompress.report.front import Front
+from autocompress.report.receipt import Receipt
 from autocompress.report.tables import to_csv
 from autocompress.searching.driver import Progress, ProgressCallback, drive, finish
 from autocompress.searching.evaluate import Evaluator
+from autocompress.searching.explain import explain
 from autocompress.searching.parameters import Parameters
 from autocompress.searching.samplers import make_sampler
-from autocompress.searching.study import Study, driver_lock, read_scores
+from autocompress.searching.study import Study, driver_lock, read_study
 from autocompress.spec.budget import Budget
 from autocompress.spec.config import Config
 from autocompress.spec.files import write_whole
 from autocompress.spec.score import Score, check_objectives
-from autocompress.spec.space import SpaceTemplate
+from autocompress.spec.space import SearchSpace, SpaceTemplate
 from autocompress.targets import make_target
-from autocompress.targets.timing import Timing, measure
-from autocompress.tasks import TASKS
 from autocompress.tasks.base import Task
+from autocompress.transforms.compress import Compressor
 from autocompress.transforms.options import Options
+from autocompress.transforms.sketch import sketch
 
-__all__ = ["Run", "bench", "make_task", "open_run", "search", "search_config", "spaces_directory"]
-
-
-def spaces_directory() -> Path:
-    """Return the folder of the search spaces that come with the package."""
-    package = Path(autocompress.__file__).parent
-    inside = package / "search_spaces"
-    return inside if inside.is_dir() else package.parent / "search_spaces"
-
-
-def find_space(space: str | Path | Mapping[str, Any] | SpaceTemplate) -> SpaceTemplate:
-    """Return the template of a name, a path or a mapping of patterns to values."""
-    if isinstance(space, SpaceTemplate):
-        return space
-    if isinstance(space, Mapping):
-        return SpaceTemplate.of(space)
-    if not isinstance(space, (str, Path)):
-        raise InputError(f"A space is a name, a path or a mapping, not {type(space).__name__}.")
-    path = Path(space)
-    if path.suffix == ".toml":
-        return SpaceTemplate.read(path)
-    known = {file.stem: file for file in spaces_directory().glob("*.toml")}
-    if str(space) not in known:
-        raise InputError(unknown("search space", str(space), known) + " A path ends in .toml.")
-    return SpaceTemplate.read(known[str(space)])
-
-
-def make_task(options: Mapping[str, Any]) -> Task:
-    """Return the task of a name, or of ``package.module:factory``, and its options.
-
-    A module is also looked for in the current folder. Raises TaskError for an unknown name, a
-    factory that cannot be imported or raises, or an unknown option.
-    """
-    values = dict(options)
-    name = values.pop("name")
-    factory = _factory(name)
-    try:
-        inspect.signature(factory).bind(**values)
-    except TypeError as error:
-        raise TaskError(f"Task '{name}' does not take these options: {error}.") from error
-    try:
-        task = factory(**values)
-    except AutocompressError:
-        raise
-    except Exception as error:  # the user's code raises what it likes
-        raise TaskError(
-            f"A task factory must return a task: {name} raised {type(error).__name__}: {error}."
-        ) from error
-    if not isinstance(task, Task):
-        raise TaskError(f"A task factory must return an autocompress.Task; {name} did not.")
-    return task
-
-
-def _factory(name: str) -> Callable[..., Task]:
-    if ":" not in name:
-        if name not in TASKS:
-            raise TaskError(unknown("task", name, TASKS) + " Your own is package.module:factory.")
-        return TASKS[name]
-    module, _, attribute = name.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
-    try:
-        factory: Callable[..., Task] = getattr(importlib.import_module(module), attribute)
-        inspect.signature(factory)
-    except Exception as error:  # importing runs the user's code
-        raise TaskError(
-            f"A task factory must be importable, as package.module:factory: {name} is not "
-            f"({type(error).__name__}: {error})."
-        ) from error
-    return factory
+__all__ = ["Run", "open_run", "search", "search_config"]
 
 
 @dataclass
@@ -124,6 +61,7 @@ class Run:
     scores: list[Score] = field(repr=False)
     task: Task | None = field(default=None, repr=False)
     note: str = ""
+    floor: Mapping[str, float] = field(default_factory=dict, repr=False)
 
     @property
     def reference(self) -> Score | None:
@@ -132,7 +70,8 @@ class Run:
 
     def front(self) -> Front:
         """Return the Pareto front of the scores so far."""
-        return Front(self.scores, self.config.objectives, self.config.budget, self.directory)
+        config = self.config
+        return Front(self.scores, config.objectives, config.budget, self.directory, self.floor)
 
     def write_front(self) -> None:
         """Write front.csv, front.png and front.svg into the run directory."""
@@ -150,6 +89,50 @@ class Run:
             return False
         return all((self.directory / f"front.{end}").exists() for end in ("csv", "png", "svg"))
 
+    def explain(self, trial: int) -> Receipt:
+        """Return where a trial's bytes and milliseconds go, layer by layer, before and after.
+
+        Profiles both files in the runtime. Raises InputError for a trial that there is not, or that
+        failed, TaskError if the task was given in Python and is not given to ``open_run`` now.
+        """
+        known = {score.trial: score for score in self.scores if score.outcome != "failed"}
+        if trial not in known:
+            raise InputError(
+                f"Explained can be what was scored, trials 0 to {max(known, default=-1)} but for "
+                f"those that failed: not {trial}."
+            )
+        config = self.config
+        target = make_target(config.target, threads=config.threads, batch_size=config.batch_size)
+        task = self._task()
+        network = trace(task.model, task.example_inputs)
+        _, notes = read_study(self.directory / "study.log")
+        if notes.get("fingerprints", {}).get("model") != network.fingerprint:
+            raise RunError("A trial can only be explained on the model of its search; it changed.")
+        options = Options.of(config.compress)
+        compressor = Compressor(network, tuple(task.calibration), target.abilities, options)
+        found, _ = load_calibration(calibration_path(network, target), target)
+        estimator = Estimator(
+            network, target.abilities, target.prepare(network), options=options,
+            device=read_device(config.device) if config.device else None,
+        )  # fmt: skip
+        if found is not None:
+            estimator.model = found.model(notes.get("reference_ms"))
+        inputs = tuple(
+            np.repeat(value.numpy(), target.batch_size, axis=0) for value in task.example_inputs
+        )
+        return explain(known[trial], self.reference, compressor, estimator, target, inputs)
+
+    def _task(self) -> Task:
+        """Return the task; raise TaskError where it was given in Python and is not now."""
+        if self.task is not None:
+            return self.task
+        if self.config.task is None:
+            raise TaskError(
+                f"The task of {self.directory} was given in Python and must be given again: "
+                "open_run(directory, task=task)."
+            )
+        return make_task(self.config.task)
+
     def resume(self, trials: int | None = None, progress: ProgressCallback | None = None) -> "Run":
         """Go on: ``trials`` more, or by default up to the number that the search was started with.
 
@@ -160,7 +143,7 @@ class Run:
             isinstance(trials, bool) or not isinstance(trials, int) or trials < 1
         ):
             raise InputError(f"trials must be an integer of at least 1, not {trials!r}.")
-        scores = read_scores(self.directory / "study.log")  # others may have gone on
+        scores, _ = read_study(self.directory / "study.log")  # others may have gone on
         done = sum(score.outcome == "ok" for score in scores)
         total = self.config.trials if trials is None else done + trials
         if self.task is None and self.config.task is None:
@@ -169,7 +152,7 @@ class Run:
                 "open_run(directory, task=task)."
             )
         new = _run(self.config, self.directory, self.task, total, progress)
-        self.scores, self.note = new.scores, new.note
+        self.scores, self.note, self.floor = new.scores, new.note, new.floor
         return self
 
 
@@ -186,6 +169,7 @@ def search(
     compress: Mapping[str, Any] | None = None,
     threads: int = 1,
     batch_size: int = 1,
+    device: str = "",
     run_dir: str | Path | None = None,
     progress: ProgressCallback | None = None,
 ) -> Run:
@@ -195,7 +179,8 @@ def search(
     ``{"*/w_bits": [4, 8]}``. ``compress`` sets how plans are carried out: ``importance`` ("energy",
     "l1", "l2"), ``calibrate`` ("mse", "minmax", "percentile"), and ``refit``, ``bn`` or
     ``compensate`` False to switch these repairs off. ``threads`` and ``batch_size`` are of the
-    latency measurement. ``trials`` are completed scores, baselines included; ``run_dir`` is
+    latency measurement; ``device`` names a device file that latency and energy are predicted for,
+    in place of this machine. ``trials`` are completed scores, baselines included; ``run_dir`` is
     ``runs/<task.name>`` by default. Raises InputError (TaskError, SpaceError, RunError).
     """
     if not isinstance(task, Task):
@@ -205,7 +190,7 @@ def search(
     config = Config(
         space=find_space(space), sampler=sampler, trials=trials, seed=seed, target=target,
         objectives=check_objectives(objectives), budget=budget or Budget(),
-        compress=dict(compress or {}), threads=threads, batch_size=batch_size,
+        compress=dict(compress or {}), threads=threads, batch_size=batch_size, device=device,
     )  # fmt: skip
     directory = Path(run_dir) if run_dir is not None else Path("runs") / task.name
     return _run(config, directory, task, trials, progress)
@@ -239,34 +224,8 @@ def open_run(run_dir: str | Path, task: Task | None = None) -> Run:
         raise RunError(f"A run directory has a config.toml: {directory} has none. Start a search.")
     config = Config.read(path)
     config = replace(config, space=find_space(config.space))
-    return Run(directory, config, read_scores(directory / "study.log"), task)
-
-
-def bench(
-    path: str | Path,
-    *,
-    threads: int = 1,
-    reference: str | Path | None = None,
-    runtime: str = "onnxruntime",
-) -> Timing:
-    """Measure a file's latency, in milliseconds, against itself or a reference file.
-
-    Raises ArtifactError for a file that the runtime refuses, InputError for files that do not take
-    the same inputs.
-    """
-    target = make_target(runtime, threads=threads)
-    candidate = target.open(Path(path))
-    other = target.open(Path(path if reference is None else reference))
-    inputs = candidate.example_inputs()
-    for file, session in ((path, candidate), (reference, other)):
-        try:
-            session(*inputs)
-        except Exception as error:  # runtimes' exceptions have no common base
-            raise InputError(
-                f"Both files must run on the same inputs, of shapes {[x.shape for x in inputs]}: "
-                f"{file} does not ({' '.join(str(error).split())[:200]})."
-            ) from error
-    return measure(candidate, other, inputs, threads=threads)
+    scores, notes = read_study(directory / "study.log")
+    return Run(directory, config, scores, task, floor=notes.get("floor", {}))
 
 
 def _run(
@@ -283,6 +242,7 @@ def _run(
     target = make_target(config.target, threads=config.threads, batch_size=config.batch_size)
     # unknown names end here, before any work
     make_sampler(config.sampler, config.seed)
+    device = read_device(config.device) if config.device else None
     options = Options.of(config.compress)
     with _disk_errors(directory), driver_lock(directory):
         _check_frozen(directory, config)
@@ -292,9 +252,7 @@ def _run(
             task = make_task(config.task)
         report(Progress(0, total, note="tracing the model"))
         network = trace(task.model, task.example_inputs)
-        layers = [layer.name for layer in network.layers]
-        units = [unit.name for unit in network.units]
-        space = template.resolve(layers, units, target.abilities)
+        space = resolve_space(template, network, target)
         study = Study(
             directory / "study.log",
             Parameters(space),
@@ -308,22 +266,57 @@ def _run(
                 "data": _data_fingerprint(task),
                 "space": space.digest,
                 "target": f"{config.target}, {config.threads} threads, batch {config.batch_size}",
+                **({"device": config.device} if config.device else {}),
             }
         )
         write_whole(directory / "config.toml", config.to_toml().encode())
-        run = Run(directory, config, study.scores, task)
+        run = Run(directory, config, study.scores, task, floor=study.note("floor") or {})
         if study.completed >= total and run.complete():
             return run
         (directory / "front.csv").unlink(missing_ok=True)  # until it is up to date again
         report(Progress(study.completed, total, note="exporting the model"))
         evaluator = Evaluator(
-            task, network, target, directory, config.seed, study.note("reference_ms"), options
-        )
+            task, network, target, directory, config.seed, study.note("reference_ms"), options,
+            config.budget, device,
+        )  # fmt: skip
         study.set_note("reference_ms", evaluator.reference_ms)
+        latency = config.budget.latency_ms or ("latency" in config.objectives and config.budget)
+        if latency and device is None:
+            _set_latency_model(evaluator, space, study, report)
         notes = [drive(study, evaluator, total, report), finish(study, evaluator, report)]
         run.note = "; ".join(note for note in notes if note)
+        run.floor = study.note("floor") or {}
         run.write_front()
     return run
+
+
+def _set_latency_model(
+    evaluator: Evaluator, space: SearchSpace, study: Study, report: ProgressCallback
+) -> None:
+    """Give an evaluator the latency model of this machine, calibrated where no cache has it.
+
+    What the study has measured so far refines it.
+    """
+    network, target = evaluator.network, evaluator.target
+    path = calibration_path(network, target)
+    found, note = load_calibration(path, target)
+    if found is None:
+        start = "calibrating the latency model (up to two minutes, once)"
+        report(Progress(0, 1, note="; ".join(part for part in (note, start) if part)))
+        found = measure_calibration(network, target, space, builder=evaluator.builder)
+        with contextlib.suppress(AutocompressError, OSError):  # a search goes on without a cache
+            found.save(path)
+    estimator = evaluator.estimator
+    measured = [
+        (terms(workload(sketch(network, score.plan, target.abilities), target.abilities)), score)
+        for score in study.scores
+        if score.outcome == "ok"
+    ]
+    found.samples += [
+        (made, score.latency_ms * found.reference_ms / (evaluator.reference_ms or 1.0))
+        for made, score in measured
+    ]
+    estimator.model = found.model(evaluator.reference_ms)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from autocompress.api import Run
     from autocompress.report.front import Front
     from autocompress.searching.driver import Progress
+    from autocompress.targets.timing import Timing
 
 __all__ = ["main"]
 
@@ -87,8 +88,13 @@ def _parser() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     sub.add_argument("--trials", type=_COUNT, metavar="N", help="completed trials to reach")
     sub.add_argument("--latency-budget", type=_LIMIT, metavar="MS", help="limit, milliseconds")
     sub.add_argument("--max-size", type=_BYTES, metavar="BYTES", help="limit on the file's size")
+    sub.add_argument("--max-energy", type=_LIMIT, metavar="MJ", help="limit, mJ (with --device)")
+    sub.add_argument("--max-memory", type=_BYTES, metavar="BYTES", help="limit on peak activations")
+    sub.add_argument(
+        "--device", metavar="NAME", help="predict latency and energy for a device file instead"
+    )
     sub.add_argument("--sampler", metavar="NAME", help="tpe, nsga2, gp or random")
-    sub.add_argument("--target", metavar="NAME", help="runtime and file format: onnxruntime")
+    sub.add_argument("--target", metavar="NAME", help="runtime: onnxruntime or openvino")
     sub.add_argument("--workers", type=_COUNT, default=1, metavar="N", help="1: trials in turn")
     sub.add_argument("--seed", type=_SEED, metavar="N", help="of the sampler")
     sub.add_argument("--quiet", **quiet)  # type: ignore[arg-type]
@@ -108,6 +114,8 @@ def _parser() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     sub.add_argument("directory", type=Path, metavar="DIR", help="run directory")
     sub.add_argument("--max-latency", type=_LIMIT, metavar="MS", help="upper end, milliseconds")
     sub.add_argument("--max-size", type=_BYTES, metavar="BYTES", help="limit on the file's size")
+    sub.add_argument("--max-energy", type=_LIMIT, metavar="MJ", help="limit, millijoules")
+    sub.add_argument("--max-memory", type=_BYTES, metavar="BYTES", help="limit on peak activations")
     sub.add_argument(
         "--min-accuracy", type=_ANY, metavar="A", help="as in the front; alone: the smallest file"
     )
@@ -123,7 +131,26 @@ def _parser() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
         metavar="N",
         help="1: on the CPU clock; else wall clock",
     )
-    sub.add_argument("--target", default="onnxruntime", metavar="NAME", help="onnxruntime")
+    sub.add_argument(
+        "--runtime",
+        default="onnxruntime",
+        metavar="NAME",
+        help="onnxruntime, openvino, or all of them side by side",
+    )
+
+    sub = command("calibrate", "fit this machine's latency model to a model's layers", _calibrate)
+    sub.add_argument("config", type=Path, metavar="CONFIG.toml")
+    sub.add_argument("--target", metavar="NAME", help="runtime: onnxruntime or openvino")
+    sub.add_argument("--threads", type=_COUNT, metavar="N", help="threads of the runtime")
+    sub.add_argument(
+        "--seconds", type=_LIMIT, default=120.0, metavar="S", help="time to measure (120)"
+    )
+    sub.add_argument("--quiet", **quiet)  # type: ignore[arg-type]
+
+    sub = command("explain", "show layer by layer what a trial costs and why", _explain)
+    sub.add_argument("directory", type=Path, metavar="DIR", help="run directory")
+    sub.add_argument("--trial", type=_SEED, required=True, metavar="N", help="as in the front")
+    sub.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
     return parser, made
 
 
@@ -308,6 +335,9 @@ def _search(parsed: argparse.Namespace) -> int:
         "trials": parsed.trials,
         "latency_ms": parsed.latency_budget,
         "max_size_bytes": parsed.max_size,
+        "max_energy_mj": parsed.max_energy,
+        "max_memory_bytes": parsed.max_memory,
+        "device": parsed.device,
         "sampler": parsed.sampler,
         "target": parsed.target,
         "seed": parsed.seed,
@@ -356,6 +386,8 @@ def _pick(parsed: argparse.Namespace) -> int:
         .pick(
             max_latency_ms=parsed.max_latency,
             max_size_bytes=parsed.max_size,
+            max_energy_mj=parsed.max_energy,
+            max_memory_bytes=parsed.max_memory,
             min_accuracy=parsed.min_accuracy,
         )
     )
@@ -367,20 +399,81 @@ def _pick(parsed: argparse.Namespace) -> int:
 
 
 def _bench(parsed: argparse.Namespace) -> int:
-    from autocompress import api
+    from autocompress import measuring
 
-    timing = api.bench(
-        parsed.file, threads=parsed.threads, reference=parsed.reference, runtime=parsed.target
-    )
-    clock = {"cpu": "CPU clock", "wall": "wall clock"}.get(timing.clock, timing.clock)
+    options = {"threads": parsed.threads, "reference": parsed.reference}
+    if parsed.runtime == "all":
+        return _side_by_side(measuring.bench_all(parsed.file, **options))
+    timing = measuring.bench(parsed.file, runtime=parsed.runtime, **options)
     print(
         f"latency: {timing.latency_ms:.4g} ms (95 %: {timing.low_ms:.4g} to {timing.high_ms:.4g}), "
-        f"{clock}, threads: {parsed.threads}"
+        f"{_clock(timing)}, threads: {parsed.threads}, {len(timing.blocks)} blocks, "
+        f"{timing.calm:.0%} of them calm"
     )
     if parsed.reference is not None:
         print(
             f"reference: {timing.reference_ms:.4g} ms; the file takes {timing.ratio:.3f} times that"
         )
+    return 0
+
+
+def _clock(timing: "Timing") -> str:
+    name = {"cpu": "CPU clock", "wall": "wall clock"}.get(timing.clock, timing.clock)
+    return name if timing.agree else f"{name} (clocks disagree: other threads work too)"
+
+
+def _side_by_side(found: "Mapping[str, Timing | AutocompressError]") -> int:
+    """Print a line a runtime; the status is 2 where none took the file."""
+    width = max(len(name) for name in found)
+    best = min((t.latency_ms for t in found.values() if not isinstance(t, Exception)), default=0)
+    for name, timing in found.items():
+        if isinstance(timing, AutocompressError):
+            print(f"{name.ljust(width)}  {' '.join(str(timing).split())}")
+        else:
+            times = f"{timing.low_ms:.4g} to {timing.high_ms:.4g}"
+            beside = f"{timing.latency_ms / best:.2f} × the fastest"
+            print(
+                f"{name.ljust(width)}  {timing.latency_ms:.4g} ms (95 %: {times}), {beside}, "
+                f"{_clock(timing)}"
+            )
+    return 0 if best else 2
+
+
+def _calibrate(parsed: argparse.Namespace) -> int:
+    import tqdm
+
+    from autocompress import measuring
+
+    with tqdm.tqdm(
+        total=100, desc="calibrating", unit="%", file=sys.stderr, disable=parsed.quiet,
+        bar_format="{desc} {percentage:3.0f} % |{bar:20}| {elapsed} gone",
+    ) as bar:  # fmt: skip
+        made = measuring.calibrate_config(
+            parsed.config,
+            target=parsed.target,
+            threads=parsed.threads,
+            seconds=parsed.seconds,
+            progress=lambda part: bar.update(int(100 * part) - bar.n),
+        )
+    if made.note:
+        print(f"note: {made.note}", file=sys.stderr)
+    errors = sorted(abs(made.errors))
+    print(
+        f"latency model of {made.plans} measured plans; held out in turn, half of them are "
+        f"predicted within {errors[len(errors) // 2]:.1%} and 95 % within "
+        f"{errors[int(len(errors) * 0.95)]:.1%}\nkept in: {made.path}"
+    )
+    return 0
+
+
+def _explain(parsed: argparse.Namespace) -> int:
+    from autocompress import api
+    from autocompress.report.receipt import receipt_json, receipt_text
+
+    receipt = api.open_run(parsed.directory).explain(parsed.trial)
+    sys.stdout.write(
+        receipt_json(receipt) if parsed.format == "json" else receipt_text(receipt) + "\n"
+    )
     return 0
 
 

@@ -22,11 +22,20 @@ feed = {{i.name: np.zeros([n if isinstance(n, int) else 1 for n in i.shape], typ
         for i in session.get_inputs()}}  # your inputs instead: any batch size
 print([output.shape for output in session.run(None, feed)])
 """
+_OPENVINO = """\
+import numpy as np
+import openvino as ov
+
+model = ov.compile_model({file_name}, "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})
+feed = [np.zeros([n.get_length() if n.is_static else 1 for n in i.partial_shape],
+                 i.element_type.to_dtype()) for i in model.inputs]  # your inputs instead
+print([output.shape for output in model(feed).values()])
+"""
 _HEADINGS = {"keep": "channels kept", "w_bits": "weight bits", "a_bits": "input bits"}
 _FIGURES = (
     "accuracy", "accuracy_low", "accuracy_high", "test_accuracy", "test_low", "test_high",
     "size_bytes", "latency_ms", "latency_low_ms", "latency_high_ms", "load_ms",
-    "peak_memory_bytes", "macs", "parameters",
+    "peak_memory_bytes", "macs", "activation_bytes", "device_latency_ms", "energy_mj", "parameters",
 )  # fmt: skip
 
 
@@ -46,6 +55,7 @@ def card_data(score: Score, reference: Score | None, file_name: str) -> dict[str
         "file": file_name,
         "sha256": score.sha256,
         "target": score.target,
+        "device": score.device,
         "trial": score.trial,
         "baseline": score.baseline,
         "plan": json.loads(score.plan.to_json()),
@@ -68,7 +78,8 @@ def card(score: Score, reference: Score | None, file_name: str) -> str:
     parts = [
         f"# {_code(file_name)}",
         f"A network compressed by autocompress {autocompress.__version__} (trial {score.trial}) "
-        f"for {_code(score.target)}.{kind} Every figure was measured on this file in its runtime.",
+        f"for {_code(score.target)}.{kind} Every figure was measured on this file in its runtime"
+        + (f", but for those predicted for {_code(score.device)}." if score.device else "."),
         _figure_table(score, reference),
         _plan_table(score),
         _origin(score),
@@ -109,6 +120,11 @@ def _figure_table(score: Score, reference: Score | None) -> str:
         "load time, ms": lambda of: words.milliseconds(of.load_ms),
         "peak memory of loading, bytes": whole("peak_memory_bytes"),
         "multiply-adds": whole("macs"),
+        "peak activation memory, bytes (by liveness)": whole("activation_bytes"),
+        "predicted on the device, ms": lambda of: words.milliseconds(of.device_latency_ms),
+        "predicted on the device, mJ": lambda of: (
+            "" if math.isnan(of.energy_mj) else f"{of.energy_mj:.3g}"
+        ),
         "parameters": whole("parameters"),
     }
     table = ["| | this file | uncompressed |", "|-|-|-|"]
@@ -173,7 +189,8 @@ def _origin(score: Score) -> str:
 
 
 def _how_to_run(score: Score, file_name: str) -> str:
-    if not score.target.startswith("onnxruntime"):
+    snippets = {"onnxruntime": _SNIPPET, "openvino": _OPENVINO}
+    if score.target not in snippets:
         return f"## How to run it\n\nOpen it with {_code(score.target)}."
-    code = _SNIPPET.format(file_name=json.dumps(file_name))
-    return f"## How to run it\n\nWith onnxruntime and numpy alone:\n\n```python\n{code}```"
+    code = snippets[score.target].format(file_name=json.dumps(file_name))
+    return f"## How to run it\n\nWith {score.target} and numpy alone:\n\n```python\n{code}```"

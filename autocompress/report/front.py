@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Front", "Pick"]
 
-_FIELDS: Mapping[str, str] = {"max_latency_ms": "latency_ms", "max_size_bytes": "max_size_bytes"}
+_FIELDS: Mapping[str, str] = {
+    "max_latency_ms": "latency_ms",
+    "max_size_bytes": "max_size_bytes",
+    "max_energy_mj": "max_energy_mj",
+    "max_memory_bytes": "max_memory_bytes",
+}
 
 
 @dataclass(frozen=True, repr=False)
@@ -77,7 +82,8 @@ class Pick:
 class Front:
     """The non-dominated scores that meet the budget, in ascending order of size.
 
-    ``directory`` is the run directory, whose ``artifacts`` folder has the files. A sequence of
+    ``directory`` is the run directory, whose ``artifacts`` folder has the files. ``floor``: by
+    limit of the budget, the least that is predicted over the search space. A sequence of
     :class:`Pick`.
     """
 
@@ -85,6 +91,7 @@ class Front:
     objectives: tuple[str, ...]
     budget: Budget
     directory: Path
+    floor: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scores", tuple(self.scores))
@@ -133,11 +140,17 @@ class Front:
         return tuple(score for score in self.scores if score.outcome == "failed")
 
     @property
+    def over_budget(self) -> tuple[Score, ...]:
+        """The plans that were predicted to be over budget, and not built."""
+        return tuple(score for score in self.scores if score.outcome == "over_budget")
+
+    @property
     def message(self) -> str:
         """The sentence with the closest miss where nothing meets the budget, else empty."""
         if self.feasible:
             return ""
-        return no_model(limits(self.budget), closest_miss(self.measured, self.budget))
+        miss = closest_miss(self.measured, self.budget)
+        return no_model(limits(self.budget), miss, self.floor)
 
     def _picks(self, scores: Sequence[Score]) -> tuple[Pick, ...]:
         ordered = sorted(scores, key=lambda score: (score.size_bytes, score.trial))
@@ -198,6 +211,8 @@ class Front:
         *,
         max_latency_ms: float | None = None,
         max_size_bytes: float | None = None,
+        max_energy_mj: float | None = None,
+        max_memory_bytes: float | None = None,
         min_accuracy: float | None = None,
     ) -> Pick:
         """Return the file of highest validation accuracy within limits; of equals the smallest.
@@ -207,7 +222,10 @@ class Front:
         it is returned. Raises NoModelError naming the closest miss, InputError for a limit that
         cannot be.
         """
-        given = {"max_latency_ms": max_latency_ms, "max_size_bytes": max_size_bytes}
+        given = {
+            "max_latency_ms": max_latency_ms, "max_size_bytes": max_size_bytes,
+            "max_energy_mj": max_energy_mj, "max_memory_bytes": max_memory_bytes,
+        }  # fmt: skip
         wanted: dict[str, Any] = {_FIELDS[n]: v for n, v in given.items() if v is not None}
         budget = replace(self.budget, **wanted)
         if min_accuracy is not None and not math.isfinite(min_accuracy):

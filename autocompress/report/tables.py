@@ -5,7 +5,7 @@ import html
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from autocompress.report import words
@@ -19,14 +19,14 @@ __all__ = ["COLUMNS", "WHOLE", "describe", "html_table", "rows", "text_table", "
 _FIELDS = (
     "trial", "accuracy", "size_bytes", "latency_ms", "accuracy_low", "accuracy_high",
     "latency_low_ms", "latency_high_ms", "test_accuracy", "test_low", "test_high", "load_ms",
-    "peak_memory_bytes", "macs", "parameters", "baseline", "artifact", "sha256",
+    "peak_memory_bytes", "macs", "activation_bytes", "energy_mj", "device_latency_ms", "parameters",
+    "baseline", "artifact", "sha256",
 )  # fmt: skip
 COLUMNS = (*_FIELDS, "smaller", "on_front", "meets_budget")
-WHOLE = frozenset({"trial", "size_bytes", "peak_memory_bytes", "macs", "parameters"})
-_HEADINGS = (
-    "trial", "accuracy", "±", "test", "size kB", "× smaller", "latency ms", "(95 %)", "baseline",
-)  # fmt: skip
-_TEXT = frozenset({"(95 %)", "baseline"})  # aligned to the left
+WHOLE = frozenset(
+    {"trial", "size_bytes", "peak_memory_bytes", "macs", "activation_bytes", "parameters"}
+)
+_TEXT = frozenset({"(95 %)", "baseline"})  # headings of columns aligned to the left
 
 
 def _listed(front: "Front", baselines: bool) -> "list[tuple[Pick, bool]]":
@@ -56,20 +56,25 @@ def rows(front: "Front", baselines: bool = True) -> list[dict[str, Any]]:
     return found
 
 
-def _cells(pick: "Pick") -> list[str]:
+def _cells(pick: "Pick") -> dict[str, str]:
+    """Return a file's figures by heading; those of a device only where the search was for one."""
     score = pick.score
     smaller = words.smaller(score, pick.reference)
-    return [
-        str(score.trial),
-        words.accuracy(score.accuracy),
-        words.half_width(score.accuracy_low, score.accuracy_high),
-        words.accuracy(score.test_accuracy),
-        words.kilobytes(score.size_bytes),
-        "" if math.isnan(smaller) else f"{smaller:.2f}",
-        words.milliseconds(score.latency_ms),
-        words.interval(score.latency_low_ms, score.latency_high_ms, words.milliseconds),
-        words.one_line(score.baseline),
-    ]
+    cells = {
+        "trial": str(score.trial),
+        "accuracy": words.accuracy(score.accuracy),
+        "±": words.half_width(score.accuracy_low, score.accuracy_high),
+        "test": words.accuracy(score.test_accuracy),
+        "size kB": words.kilobytes(score.size_bytes),
+        "× smaller": "" if math.isnan(smaller) else f"{smaller:.2f}",
+        "latency ms": words.milliseconds(score.latency_ms),
+        "(95 %)": words.interval(score.latency_low_ms, score.latency_high_ms, words.milliseconds),
+    }
+    if score.device:
+        cells["device ms"] = words.milliseconds(score.device_latency_ms)
+        cells["device mJ"] = "" if math.isnan(score.energy_mj) else f"{score.energy_mj:.3g}"
+        cells["activations kB"] = words.kilobytes(score.activation_bytes)
+    return {**cells, "baseline": words.one_line(score.baseline)}
 
 
 def _notes(front: "Front") -> list[str]:
@@ -79,6 +84,12 @@ def _notes(front: "Front") -> list[str]:
     ]
     if front.budget:
         notes.append(f"budget: {words.limits(front.budget)}")
+    device = next((score.device for score in front.measured if score.device), "")
+    if device:
+        notes.append(f"on {words.one_line(device)}: predicted from its device file, not measured")
+    if front.over_budget:
+        count = len(front.over_budget)
+        notes.append(f"{count} plan{'s' * (count > 1)} predicted over budget, not built")
     failures = front.failures
     if failures:
         last = words.one_line(failures[-1].message)
@@ -103,17 +114,17 @@ def text_table(front: "Front") -> str:
     if not sections:
         return front.message
     cells = {name: [_cells(pick) for pick in picks] for name, picks in sections}
-    every = [list(_HEADINGS), *(row for found in cells.values() for row in found)]
-    widths = [max(len(row[i]) for row in every) for i in range(len(_HEADINGS))]
+    every = [row for found in cells.values() for row in found]
+    widths = {name: max(len(name), *(len(row[name]) for row in every)) for name in every[0]}
 
-    def line(row: Sequence[str]) -> str:
+    def line(row: Mapping[str, str]) -> str:
         padded = (
-            cell.ljust(width) if heading in _TEXT else cell.rjust(width)
-            for cell, width, heading in zip(row, widths, _HEADINGS, strict=True)
+            row[name].ljust(width) if name in _TEXT else row[name].rjust(width)
+            for name, width in widths.items()
         )
         return "  ".join(padded).rstrip()
 
-    lines = [line(_HEADINGS)]
+    lines = [line({name: name for name in widths})]
     for name, found in cells.items():
         lines += [f"-- {name}", *(line(row) for row in found)]
     return "\n".join([*lines, *_notes(front)])
@@ -124,13 +135,14 @@ def html_table(front: "Front") -> str:
     sections = _sections(front)
     if not sections:
         return f"<p>{html.escape(front.message)}</p>"
-    width = len(_HEADINGS)
-    heads = "".join(f"<th>{html.escape(name)}</th>" for name in _HEADINGS)
+    headings = list(_cells(sections[0][1][0]))
+    width = len(headings)
+    heads = "".join(f"<th>{html.escape(name)}</th>" for name in headings)
     parts = [f"<table><thead><tr>{heads}</tr></thead>"]
     for name, picks in sections:
         parts.append(f'<tbody><tr><th colspan="{width}">{html.escape(name)}</th></tr>')
         for pick in picks:
-            body = "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(pick))
+            body = "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(pick).values())
             parts.append(f"<tr>{body}</tr>")
         parts.append("</tbody>")
     parts.append("</table>")
@@ -169,6 +181,7 @@ def describe(pick: "Pick") -> str:
         "size": f"{score.size_bytes:,.0f} bytes"
         + ("" if math.isnan(smaller) else f", {smaller:.2f}× smaller than uncompressed"),
         "latency": f"{words.milliseconds(score.latency_ms)} ms  {latency}",
+        "device": words.on_device(score) if score.device else "",
         "sha256": score.sha256,
         "file": str(pick.path),
     }

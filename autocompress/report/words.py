@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from autocompress.spec.budget import Budget
 from autocompress.spec.score import Score
@@ -16,6 +16,7 @@ __all__ = [
     "limits",
     "milliseconds",
     "no_model",
+    "on_device",
     "one_line",
     "short_name",
     "smaller",
@@ -44,10 +45,13 @@ def kilobytes(size_bytes: float) -> str:
 
 
 def milliseconds(value: float) -> str:
-    """Return a time with three decimals below 10 ms and one above, empty for NaN."""
+    """Return a time with one decimal from 10 ms on, three below and four below 0.1 ms.
+
+    Empty for NaN.
+    """
     if math.isnan(value):
         return ""
-    return f"{value:.3f}" if value < 10 else f"{value:,.1f}"
+    return f"{value:.{3 if value >= 0.1 else 4}f}" if value < 10 else f"{value:,.1f}"
 
 
 def interval(low: float, high: float, write: Callable[[float], str] = accuracy) -> str:
@@ -67,9 +71,18 @@ def smaller(score: Score, reference: Score | None) -> float:
 
 def figures(score: Score) -> str:
     """Return what decides about a file: accuracy, size, latency and its upper end."""
-    return (
+    words = (
         f"accuracy {accuracy(score.accuracy)}, {kilobytes(score.size_bytes)} kB, "
         f"{milliseconds(score.latency_ms)} ms (upper end {milliseconds(score.latency_high_ms)} ms)"
+    )
+    return words + (f"; {on_device(score)}" if score.device else "")
+
+
+def on_device(score: Score) -> str:
+    """Return what is predicted for the device that a score names."""
+    return (
+        f"predicted on {one_line(score.device)}: {milliseconds(score.device_latency_ms)} ms, "
+        f"{score.energy_mj:.3g} mJ, activations {kilobytes(score.activation_bytes)} kB"
     )
 
 
@@ -82,14 +95,32 @@ def limits(budget: Budget, min_accuracy: float | None = None) -> str:
         parts.append(f"size at most {budget.max_size_bytes:,.0f} bytes")
     if budget.latency_ms is not None:
         parts.append(f"latency at most {budget.latency_ms:g} ms")
+    if budget.max_energy_mj is not None:
+        parts.append(f"energy at most {budget.max_energy_mj:g} mJ")
+    if budget.max_memory_bytes is not None:
+        parts.append(f"activations at most {budget.max_memory_bytes:,.0f} bytes")
     return ", ".join(parts) or "none"
 
 
-def no_model(what: str, miss: Score | None) -> str:
-    """Return the sentence for limits that nothing meets, with the closest miss."""
+_FLOORS: Mapping[str, str] = {
+    "latency_ms": "latency {:.4g} ms",
+    "max_size_bytes": "size {:,.0f} bytes",
+    "max_energy_mj": "energy {:.4g} mJ",
+    "max_memory_bytes": "activations {:,.0f} bytes",
+}
+
+
+def no_model(what: str, miss: Score | None, floor: Mapping[str, float] | None = None) -> str:
+    """Return the sentence for limits that nothing meets, with the closest miss.
+
+    ``floor``: by limit, the least that is predicted over the search space.
+    """
     if miss is None:
         return "A front needs at least one completed trial; this study has none. Search first."
+    least = ", ".join(_FLOORS[name].format(value) for name, value in (floor or {}).items())
     return (
         f"No model meets the limits ({what}). The closest miss is trial {miss.trial}: "
-        f"{figures(miss)}. Loosen the limits or search on with more trials."
+        f"{figures(miss)}. "
+        + (f"The predicted floor of this search space: {least}. " if least else "")
+        + "Loosen the limits or search on with more trials."
     )

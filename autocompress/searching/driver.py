@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 from optuna.trial import Trial
 
+from autocompress.cost.estimate import Estimate
 from autocompress.errors import AutocompressError, TaskError
 from autocompress.report.front import Front
 from autocompress.searching.study import Study
+from autocompress.spec.budget import LIMITS
 from autocompress.spec.plan import Plan, Recipe
-from autocompress.spec.score import Score
+from autocompress.spec.score import OBJECTIVES, Score
 
 if TYPE_CHECKING:
     from autocompress.searching.evaluate import Evaluator
@@ -28,6 +30,11 @@ _SMALL = 4096
 # Failures in a row that end the run, at its start and later.
 _FAILURES_AT_START = 3
 _FAILURES = 20
+# Plans over budget in a row after which one is drawn at random, and that end the run.
+_MISSES = 20
+_MISSES_AT_ALL = 400
+# Estimates that may be spent on finding a plan within the budget.
+_ESTIMATES = 300
 
 
 @dataclass(frozen=True)
@@ -52,8 +59,10 @@ ProgressCallback = Callable[[Progress], None]
 def drive(study: Study, evaluator: "Evaluator", trials: int, progress: ProgressCallback) -> str:
     """Search until ``trials`` scores exist; return a note why it ended early, or "".
 
-    Completed scores count, baselines among them; failures and repeated plans do not. Raises
-    TaskError after three failures in a row at the start, or twenty later.
+    Completed scores count, baselines among them; failures, repeated plans and plans that are
+    predicted to be over budget do not. Baselines are built whatever is predicted, so that there is
+    always something to show. Raises TaskError after three failures in a row at the start, or
+    twenty later.
     """
     recipe = Recipe(seed=evaluator.seed)
 
@@ -67,18 +76,38 @@ def drive(study: Study, evaluator: "Evaluator", trials: int, progress: ProgressC
         if (score := known(plan)) is None or score.outcome == "failed"
     ]
     done = study.completed
-    failures = 0
+    failures = misses = 0
+    hopeless = ""
+    if study.budget:
+        floor = predicted_floor(study, evaluator)
+        study.set_note("floor", floor)
+        out = [name for name, least in floor.items() if least > getattr(study.budget, name)]
+        hopeless = f"no plan is predicted to meet {' and '.join(out)}" if out else ""
     progress(Progress(done, trials, best=best_so_far(study)))
     while done < trials:
         trial: Trial | None
         if waiting:
             (label, plan), trial = waiting.pop(0), None
+        elif hopeless:
+            return f"the search ended after {done} trials: {hopeless}"
         else:
-            proposal = _propose(study, known)
+            # a sampler that only finds plans over budget is given some that are not
+            fitting = _fitting(study, evaluator) if misses >= _MISSES else None
+            proposal = _propose(study, known, fitting)
             if proposal is None:
                 return f"the search ended after {done} trials: every plan it finds has been scored"
             label, (trial, plan) = "", proposal
-        score = study.add(evaluator(plan, recipe, label), trial)
+        estimate = evaluator.estimate(plan) if study.budget else None
+        if estimate is not None and not label and _surely_over(estimate, study):
+            study.add(
+                evaluator.over_budget(plan, recipe, estimate, study.nearest_accuracy(plan)), trial
+            )
+            misses += 1
+            if misses >= _MISSES_AT_ALL:
+                return f"the search ended after {done} trials: {misses} plans in a row over budget"
+            continue
+        misses = 0
+        score = study.add(evaluator(plan, recipe, label, estimate), trial)
         if score.outcome == "failed":
             failures += 1
             if done == 0 and failures >= _FAILURES_AT_START:
@@ -96,12 +125,64 @@ def drive(study: Study, evaluator: "Evaluator", trials: int, progress: ProgressC
     return ""
 
 
-def _propose(study: Study, known: Callable[[Plan], Score | None]) -> tuple[Trial, Plan] | None:
+def _surely_over(estimate: Estimate, study: Study) -> bool:
+    """Tell whether a plan is over budget beyond doubt, and all that a sampler is told is known."""
+    told = (estimate.expected(OBJECTIVES[name].field) for name in study.objectives[1:])
+    return estimate.over(study.budget) and not any(math.isnan(value) for value in told)
+
+
+def predicted_floor(study: Study, evaluator: "Evaluator") -> dict[str, float]:
+    """Return the least that is predicted over the space for every figure that the budget limits.
+
+    Less the prediction's error; by name of the limit. From the lowest uniform plans, one value at
+    a time is changed as long as that lowers the figure, within a few hundred estimates.
+    """
+    space, floor = study.parameters.space, {}
+    low = {name: values[0] for name, values in space.knobs.items()}
+    starts = [
+        Plan({**low, **{n: v for n, v in high.settings.items() if not n.endswith("/keep")}})
+        for high in (Plan(low), Plan(), *(plan for _, plan in space.baselines()))
+    ]
+    estimates = [(plan, evaluator.estimate(plan)) for plan in dict.fromkeys(starts)]
+    for limit, field in LIMITS.items():
+        if getattr(study.budget, limit) is None:
+            continue
+        plan, best = min(((p, e.least(field)) for p, e in estimates), key=lambda pair: pair[1])
+        if best > getattr(study.budget, limit):
+            chosen, left = space.choices(plan), _ESTIMATES
+            for name, values in space.knobs.items():
+                for value in values:
+                    other = space.plan({**chosen, name: value})
+                    if value == chosen[name] or left <= 0:
+                        continue
+                    left -= 1
+                    found = evaluator.estimate(other).least(field)
+                    if found < best:
+                        best, chosen = found, space.choices(other)
+        if not math.isnan(best):
+            floor[limit] = best
+    return floor
+
+
+def _fitting(study: Study, evaluator: "Evaluator") -> Callable[[Plan], bool]:
+    return lambda plan: not _surely_over(evaluator.estimate(plan), study)
+
+
+def _propose(
+    study: Study,
+    known: Callable[[Plan], Score | None],
+    fitting: Callable[[Plan], bool] | None = None,
+) -> tuple[Trial, Plan] | None:
     """Return a trial whose plan has no score yet, None if none is found.
 
     The sampler is told the score of what it proposes again; a sampler that insists (GP on a plan
-    that failed) is given a plan drawn at random.
+    that failed) is given a plan drawn at random. ``fitting``: take one drawn at random that fits.
     """
+    if fitting is not None:
+        drawn = itertools.islice(_draws(study), _ESTIMATES)
+        new = next((plan for plan in drawn if known(plan) is None and fitting(plan)), None)
+        if new is not None:
+            return study.ask(new)
     for _ in range(_REPEATS):
         trial, plan = study.ask()
         score = known(plan)

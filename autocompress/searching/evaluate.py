@@ -5,25 +5,30 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from autocompress.cost.size import estimate_size
+from autocompress.cost.device import Device
+from autocompress.cost.estimate import Estimate, Estimator
 from autocompress.errors import ArtifactError, AutocompressError, RunError
 from autocompress.models.network import Network
 from autocompress.report.front import Pick
 from autocompress.searching.intervals import Mean, mean_of
+from autocompress.spec.budget import Budget
 from autocompress.spec.plan import Plan, Recipe
-from autocompress.spec.score import Score
+from autocompress.spec.score import OBJECTIVES, Score
 from autocompress.targets.base import Session, Target
 from autocompress.targets.timing import Timing, cpu_features, measure
 from autocompress.tasks.base import Task
 from autocompress.transforms.compress import Compressor, Options
 
 __all__ = ["Evaluator"]
+
+#: A measured latency this near to the budget's line is measured again, longer.
+_NEAR = 0.05
 
 
 class _Stopwatch:
@@ -52,7 +57,9 @@ class Evaluator:
     """Scores plans of one task on one target; made once a search.
 
     Files go to ``directory/artifacts``. ``reference_ms`` is the uncompressed model's latency in
-    milliseconds, measured here unless it is given (a resumed study gives it).
+    milliseconds, measured here unless it is given (a resumed study gives it). ``device``:
+    hardware that latency and energy are predicted for. ``estimator.model`` predicts latencies on
+    this machine where it is set, and learns from every trial.
     """
 
     task: Task
@@ -62,11 +69,17 @@ class Evaluator:
     seed: int = 0
     reference_ms: float | None = None
     options: Options | None = None
+    budget: Budget = field(default_factory=Budget)
+    device: Device | None = None
 
     def __post_init__(self) -> None:
         calibration = tuple(self.task.calibration)
         self.compressor = Compressor(self.network, calibration, self.target.abilities, self.options)
         self.builder = self.target.prepare(self.network)
+        self.estimator = Estimator(
+            self.network, self.target.abilities, self.builder,
+            options=self.options, device=self.device,
+        )  # fmt: skip
         self.cpu = cpu_features()
         self._inputs = tuple(
             np.repeat(value.numpy(), self.target.batch_size, axis=0)
@@ -82,13 +95,44 @@ class Evaluator:
             self.directory / "artifacts" / (recipe.key(plan, self.target.name) + self.target.suffix)
         )
 
-    def __call__(self, plan: Plan, recipe: Recipe, baseline: str = "") -> Score:
-        """Compress, build, open and measure; a failure is a score with a sentence."""
-        watch = _Stopwatch()
-        common: dict[str, Any] = {
+    def estimate(self, plan: Plan) -> Estimate:
+        """Return what a plan is expected to cost, before anything is compressed."""
+        return self.estimator(plan)
+
+    def over_budget(self, plan: Plan, recipe: Recipe, estimate: Estimate, accuracy: float) -> Score:
+        """Return the score of a plan that is not built; ``accuracy`` is a guess for the sampler."""
+        told = estimate.figures() | {"accuracy": accuracy}
+        limited = [objective.field for objective in OBJECTIVES.values()] + ["latency_limit_ms"]
+        told |= {name: estimate.expected(name) for name in limited if name != "accuracy"}
+        words = ", ".join(
+            f"{name} by {excess:.0%}"
+            for name, excess in self.budget.constraints(estimate.least).items()
+            if excess > 0
+        )
+        return Score(
+            outcome="over_budget",
+            message=f"predicted to exceed {words} at least",
+            estimates={name: value for name, value in told.items() if not math.isnan(value)},
+            **self._common(plan, recipe),
+        )
+
+    def _common(self, plan: Plan, recipe: Recipe) -> dict[str, Any]:
+        return {
             "trial": -1, "plan": plan, "recipe": recipe, "target": self.target.name,
-            "baseline": baseline, "cpu": self.cpu, "seed": self.seed,
+            "cpu": self.cpu, "seed": self.seed, "device": self.device.name if self.device else "",
         }  # fmt: skip
+
+    def __call__(
+        self, plan: Plan, recipe: Recipe, baseline: str = "", estimate: Estimate | None = None
+    ) -> Score:
+        """Compress, build, open and measure; a failure is a score with a sentence.
+
+        ``estimate``: what was expected of the plan, to stand beside what is measured.
+        """
+        watch = _Stopwatch()
+        common = {**self._common(plan, recipe), "baseline": baseline}
+        if estimate is not None:
+            common["estimates"] = estimate.figures()
         try:
             figures = self._figures(plan, recipe, watch)
         except RunError:  # nothing can be written: no fault of the plan
@@ -114,6 +158,8 @@ class Evaluator:
             timing = self._measure(session)
         memory = session.peak_memory_bytes
         network = compressed.network
+        costs = self.estimator.of(compressed, artifact.size_bytes)
+        self.estimator.learn(compressed, timing.latency_ms)
         return {
             "accuracy": accuracy.mean,
             "accuracy_low": accuracy.low,
@@ -124,11 +170,13 @@ class Evaluator:
             "latency_high_ms": timing.high_ms,
             "load_ms": session.load_ms,
             "peak_memory_bytes": memory or math.nan,  # 0: less than the system resolves
-            "macs": network.macs,
+            "macs": costs.macs,
+            "activation_bytes": costs.activation_bytes,
+            "energy_mj": costs.energy_mj,
+            "device_latency_ms": costs.device_latency_ms,
             "parameters": sum(value.numel() for value in network.params.values()),
             "artifact": artifact.path.name,
             "sha256": artifact.sha256,
-            "estimates": {"size_bytes": estimate_size(compressed)},
             "timing": timing.to_json(),
         }
 
@@ -143,13 +191,18 @@ class Evaluator:
             return self.target.open(path)
 
     def _measure(self, session: Session) -> Timing:
-        return measure(
-            session,
-            self._reference,
-            self._inputs,
-            threads=self.target.threads,
-            reference_ms=self.reference_ms,
-        )
+        def timing(max_seconds: float = 0.6, relative_width: float = 0.02) -> Timing:
+            return measure(
+                session, self._reference, self._inputs, threads=self.target.threads,
+                reference_ms=self.reference_ms, max_seconds=max_seconds,
+                relative_width=relative_width,
+            )  # fmt: skip
+
+        if self.reference_ms is None:  # it is this one's, and all others hang on it
+            return timing(4.0, 0.001)
+        found, limit = timing(), self.budget.latency_ms
+        near = limit and found.low_ms * (1 - _NEAR) <= limit <= found.high_ms * (1 + _NEAR)
+        return timing(2.5, 0.001) if near else found
 
     def test(self, pick: Pick) -> Mean:
         """Score a file on the test split of a task that has one."""

@@ -22,7 +22,7 @@ from autocompress.spec.budget import Budget
 from autocompress.spec.plan import Plan
 from autocompress.spec.score import OBJECTIVES, Score
 
-__all__ = ["STUDY_NAME", "Study", "driver_lock", "read_scores"]
+__all__ = ["STUDY_NAME", "Study", "driver_lock", "read_study"]
 
 STUDY_NAME = "autocompress"
 _TEST = "test:"
@@ -114,13 +114,13 @@ def _with_test(score: Score, figures: Any) -> Score:
     return replace(score, test_accuracy=mean, test_low=low, test_high=high)
 
 
-def read_scores(path: Path) -> list[Score]:
-    """Return the scores in a journal file, also while another process writes it.
+def read_study(path: Path) -> tuple[list[Score], dict[str, Any]]:
+    """Return the scores and notes in a journal file, also while another process writes it.
 
     Raises RunError for a file that is not such a journal.
     """
     study = _open(path)
-    return [] if study is None else _scores(study, path)
+    return ([], {}) if study is None else (_scores(study, path), study.user_attrs)
 
 
 class Study:
@@ -170,6 +170,20 @@ class Study:
     def completed(self) -> int:
         """Return the number of completed scores, baselines included."""
         return sum(score.outcome == "ok" for score in self.scores)
+
+    def nearest_accuracy(self, plan: Plan) -> float:
+        """Return the mean accuracy of the five completed plans that are most like a plan."""
+        space = self.parameters.space
+        span = {name: max(values[-1] - values[0], 1e-9) for name, values in space.knobs.items()}
+        wanted = space.choices(plan)
+        near = []
+        for score in self.scores:
+            if score.outcome == "ok":
+                found = space.choices(score.plan)
+                away = sum(abs(found[n] - wanted[n]) / span[n] for n in wanted)
+                near.append((away, score.accuracy))
+        closest = [accuracy for _, accuracy in sorted(near)[:5]]
+        return sum(closest) / max(len(closest), 1)
 
     def ask(self, plan: Plan | None = None) -> tuple[Trial, Plan]:
         """Return a running trial, in memory alone, and its plan: the sampler's or the one given."""

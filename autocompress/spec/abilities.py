@@ -13,6 +13,8 @@ class Abilities:
     quantized too (the Q/DQ edge rule).
     ``fused_activations``: ATen names that the runtime folds into the layer before them when
     the range starts at the zero point.
+    ``stored_bits``: the widths in which weights are stored; one of ``w_bits`` between them takes
+    the next wider. Empty: each width is stored as it is.
     ``keep``: whether files with fewer channels can be written.
     """
 
@@ -20,4 +22,9 @@ class Abilities:
     a_bits: tuple[int, ...]
     quantized_outputs: frozenset[str] = frozenset()
     fused_activations: frozenset[str] = frozenset()
+    stored_bits: tuple[int, ...] = ()
     keep: bool = True
+
+    def stored(self, bits: int) -> int:
+        """Return the width that a weight of ``bits`` takes in a file."""
+        return min((width for width in self.stored_bits if width >= bits), default=bits)

@@ -18,8 +18,8 @@ __all__ = ["Config"]
 _SECTIONS: Mapping[str, tuple[str, ...]] = {
     "search": ("space", "sampler", "trials", "seed", "objectives"),
     "compress": ("importance", "calibrate", "refit", "bn", "compensate"),
-    "budget": ("latency_ms", "max_size_bytes"),
-    "target": ("name", "threads", "batch_size"),
+    "budget": ("latency_ms", "max_size_bytes", "max_energy_mj", "max_memory_bytes"),
+    "target": ("name", "threads", "batch_size", "device"),
 }
 
 
@@ -29,7 +29,8 @@ class Config:
 
     ``task`` is None where the task was given in Python. ``space`` is a name, a path or, in a run
     directory, the rules themselves. ``compress`` holds what differs from the defaults of
-    ``transforms.options.Options``. Raises InputError for a value that cannot be.
+    ``transforms.options.Options``. ``device`` is a device file that latency and energy are
+    predicted for, "" for this machine. Raises InputError for a value that cannot be.
     """
 
     task: Mapping[str, Any] | None = None
@@ -43,6 +44,7 @@ class Config:
     target: str = "onnxruntime"
     threads: int = 1
     batch_size: int = 1
+    device: str = ""
 
     def __post_init__(self) -> None:
         for name, least in (("trials", 1), ("seed", 0), ("threads", 1), ("batch_size", 1)):
@@ -53,10 +55,15 @@ class Config:
                 or not (least <= value <= 2**53)
             ):
                 raise InputError(f"{name} must be an integer of at least {least}, not {value!r}.")
-        for name in ("sampler", "target"):
+        for name in ("sampler", "target", "device"):
             if not isinstance(getattr(self, name), str):
                 raise InputError(f"{name} must be a name in quotes, not {getattr(self, name)!r}.")
         object.__setattr__(self, "objectives", check_objectives(self.objectives))
+        if not self.device and (self.budget.max_energy_mj or "energy" in self.objectives):
+            raise InputError(
+                'Energy is predicted for a device: name one (device = "avx2-core" in [target], '
+                "or --device), or drop the limit and the objective."
+            )
 
     @classmethod
     def read(cls, path: Path) -> "Config":
@@ -114,6 +121,7 @@ class Config:
             "budget": {name: limit for name, limit in limits.items() if limit is not None},
             "target": {
                 "name": self.target, "threads": self.threads, "batch_size": self.batch_size,
+                **({"device": self.device} if self.device else {}),
             },
             **({} if isinstance(self.space, str) else {"space": self.space.to_dict()}),
         }  # fmt: skip

@@ -26,7 +26,9 @@ class Objective:
 OBJECTIVES: Mapping[str, Objective] = {
     "accuracy": Objective("accuracy", "accuracy", maximize=True),
     "size": Objective("size", "size_bytes"),
-    "latency": Objective("latency", "latency_ms"),
+    "latency": Objective("latency", "latency_figure_ms"),
+    "energy": Objective("energy", "energy_mj"),
+    "memory": Objective("memory", "activation_bytes"),
 }
 
 
@@ -54,11 +56,14 @@ class Score:
     file in its runtime; the interval ends are at 95 %. Sizes in bytes, times in milliseconds;
     ``latency_high_ms`` is the upper end of the latency's interval. ``load_ms`` and
     ``peak_memory_bytes`` are of loading the file (NaN where it takes less than the system
-    resolves), ``macs`` (multiply-adds for one input) and
-    ``parameters`` of the compressed network. ``baseline`` names a plan that every study scores,
-    ``cpu`` the instruction sets of the machine. ``estimates`` are simulated
-    or predicted figures, ``timing`` the raw latency samples, ``seconds`` the wall time of each
-    step. A figure that was not measured is NaN.
+    resolves), ``macs`` (multiply-adds for one input), ``activation_bytes`` (the most that its
+    tensors take at once) and ``parameters`` of the compressed network. ``device`` names the
+    hardware that ``energy_mj`` and ``device_latency_ms`` are predicted for, "" for none: with one,
+    it is that latency which is limited and improved, the measured one stands beside it.
+    ``baseline`` names a plan that every study scores, ``cpu`` the instruction sets of the machine.
+    ``estimates`` are predicted figures by the names of the measured ones, ``timing`` the raw
+    latency samples, ``seconds`` the wall time of each step. A figure that was not measured is NaN;
+    a plan that is ``over_budget`` has estimates alone.
     """
 
     trial: int
@@ -78,12 +83,16 @@ class Score:
     load_ms: float = math.nan
     peak_memory_bytes: float = math.nan
     macs: float = math.nan
+    activation_bytes: float = math.nan
+    energy_mj: float = math.nan
+    device_latency_ms: float = math.nan
     parameters: float = math.nan
     test_accuracy: float = math.nan
     test_low: float = math.nan
     test_high: float = math.nan
     artifact: str = ""
     sha256: str = ""
+    device: str = ""
     estimates: Mapping[str, float] = field(default_factory=dict)
     timing: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -95,13 +104,29 @@ class Score:
         """Return the artifact's key: a digest of plan, recipe and target."""
         return self.recipe.key(self.plan, self.target)
 
+    @property
+    def latency_figure_ms(self) -> float:
+        """The latency that a search improves: the device's if there is one, else the measured."""
+        return self.device_latency_ms if self.device else self.latency_ms
+
+    @property
+    def latency_limit_ms(self) -> float:
+        """The latency that a budget limits: the device's, else the upper end of the interval."""
+        return self.device_latency_ms if self.device else self.latency_high_ms
+
+    def figure(self, name: str) -> float:
+        """Return a figure by its name, of a plan over budget the estimate."""
+        if self.outcome == "over_budget":
+            return float(self.estimates[name])
+        return float(getattr(self, name))
+
     def values(self, objectives: tuple[str, ...]) -> tuple[float, ...]:
         """Return the objectives' figures in order."""
-        return tuple(float(getattr(self, OBJECTIVES[name].field)) for name in objectives)
+        return tuple(self.figure(OBJECTIVES[name].field) for name in objectives)
 
     def constraints(self, budget: Budget) -> dict[str, float]:
         """Return the relative excess over each limit of a budget, feasible at ≤ 0."""
-        return budget.constraints({f.name: getattr(self, f.name) for f in fields(self)})
+        return budget.constraints(self.figure)
 
     def meets(self, budget: Budget) -> bool:
         """Tell whether the score is of a file within the budget."""
