@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from autocompress.api import find_space
 from autocompress.models.trace import trace
+from autocompress.names import find_space
 from autocompress.searching.evaluate import Evaluator
 from autocompress.searching.parameters import Parameters
 from autocompress.searching.samplers import make_sampler
