@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from autocompress.errors import ConfigError, unknown
-from autocompress.targets.base import Builder, Session, Target
+from autocompress.targets.base import Builder, OpTime, Session, Target
 
-__all__ = ["TARGETS", "Builder", "Session", "Target", "make_target"]
+__all__ = ["TARGETS", "Builder", "OpTime", "Session", "Target", "make_target"]
 
 
 def _onnxruntime(threads: int = 1, batch_size: int = 1) -> Target:
@@ -21,9 +21,21 @@ def _null(threads: int = 1, batch_size: int = 1) -> Target:
     return Null(threads, batch_size)
 
 
+def _openvino(threads: int = 1, batch_size: int = 1) -> Target:
+    try:
+        from autocompress.targets.openvino import OpenVino
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] != "openvino":
+            raise
+        raise ConfigError(
+            "The target openvino needs the package openvino: pip install 'autocompress[openvino]'."
+        ) from error
+    return OpenVino(threads, batch_size)
+
+
 #: Makes a target from its number of threads and the batch size of latency measurements.
 TARGETS: Mapping[str, Callable[..., Target]] = MappingProxyType(
-    {"null": _null, "onnxruntime": _onnxruntime}
+    {"null": _null, "onnxruntime": _onnxruntime, "openvino": _openvino}
 )
 
 

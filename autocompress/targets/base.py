@@ -1,5 +1,6 @@
 """What a target is: a runtime and its file format on one device."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,9 +13,22 @@ if TYPE_CHECKING:
     from autocompress.models.network import Network
     from autocompress.transforms.compress import Compressed
 
-__all__ = ["Array", "Builder", "Session", "Target"]
+__all__ = ["Array", "Builder", "OpTime", "Session", "Target"]
 
 Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class OpTime:
+    """The time of one operator of a file, in milliseconds a run.
+
+    ``node``: the node of the network that it came from, "" where that cannot be told. ``kind``:
+    the runtime's own name for such operators.
+    """
+
+    node: str
+    kind: str
+    ms: float
 
 
 class Session(Protocol):
@@ -33,6 +47,9 @@ class Session(Protocol):
 class Builder(Protocol):
     """Writes compressed copies of one network; picklable, so that workers can have it."""
 
+    def content(self, compressed: "Compressed", *, named: bool = False) -> bytes:
+        """Return the file's bytes; ``named``: with what ``Target.profile`` needs to name nodes."""
+
     def build(self, compressed: "Compressed", path: Path) -> Artifact:
         """Write the file atomically and describe it."""
 
@@ -43,6 +60,10 @@ class Target(Protocol):
     @property
     def name(self) -> str:
         """The name by which users choose it."""
+
+    @property
+    def version(self) -> str:
+        """The runtime's name and version."""
 
     @property
     def suffix(self) -> str:
@@ -65,3 +86,10 @@ class Target(Protocol):
 
     def open(self, path: Path) -> Session:
         """Load a file; raise ArtifactError if the runtime refuses it."""
+
+    def profile(self, path: Path, inputs: tuple[Array, ...], runs: int = 20) -> tuple[OpTime, ...]:
+        """Return the time of every operator that the runtime executes, in the order of execution.
+
+        ``path``: a file of ``Builder.content(..., named=True)``; times are medians over ``runs``
+        after warm-up, by the runtime's own profiler. Raises ArtifactError as ``open`` does.
+        """

@@ -26,7 +26,7 @@ from autocompress.models.network import Network
 from autocompress.spec.abilities import Abilities
 from autocompress.spec.artifact import Artifact
 from autocompress.spec.files import write_whole
-from autocompress.targets.base import Array, Builder
+from autocompress.targets.base import Array, Builder, OpTime
 from autocompress.transforms.weights import Grid
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class Null:
     batch_size: int = 1
 
     name = "null"
+    version = "null 1"
     suffix = ".null"
     abilities = Abilities(
         w_bits=(2, 3, 4, 5, 6, 7, 8, 16, 32),
@@ -58,13 +59,22 @@ class Null:
         """Load a file; raise ArtifactError if it is not whole."""
         return NullSession(path)
 
+    def profile(self, path: Path, inputs: tuple[Array, ...], runs: int = 20) -> tuple[OpTime, ...]:
+        """Share the file's made-up time among its layers by their numbers of weights."""
+        session = NullSession(path)
+        total = sum(session.layers.values())
+        return tuple(
+            OpTime(node, "layer", session.fixed_ms * count / total)
+            for node, count in session.layers.items()
+        )
+
 
 @dataclass(frozen=True)
 class NullBuilder:
     """Writes a compressed network's graph and weights."""
 
-    def build(self, compressed: "Compressed", path: Path) -> Artifact:
-        """Write the file and describe it."""
+    def content(self, compressed: "Compressed", *, named: bool = False) -> bytes:
+        """Return the file; ``named``: with the nodes of the layers."""
         network = compressed.network
         tensors: dict[str, Array] = {}
         packed: dict[str, Any] = {}
@@ -90,14 +100,25 @@ class NullBuilder:
             },
             "inputs": [list(value.shape[1:]) for value in network.example_inputs],
         }
+        if named:
+            document["layers"] = {
+                layer.node: network.params[layer.weight].numel() for layer in network.layers
+            }
         text = json.dumps(document, sort_keys=True, separators=(",", ":"))
-        content = safetensors.save(tensors, metadata={"network": text})
+        return safetensors.save(tensors, metadata={"network": text})
+
+    def build(self, compressed: "Compressed", path: Path) -> Artifact:
+        """Write the file and describe it."""
+        content = self.content(compressed)
         write_whole(path, content)
         return Artifact(path, hashlib.sha256(content).hexdigest(), len(content), Null.name)
 
 
 class NullSession:
-    """A file of the null target, run with torch. ``fixed_ms`` is its made-up latency."""
+    """A file of the null target, run with torch. ``fixed_ms`` is its made-up latency.
+
+    ``layers``: numbers of weights by node of the layer, all under "" if the file names none.
+    """
 
     load_ms: float
     peak_memory_bytes: int | None = None
@@ -122,6 +143,7 @@ class NullSession:
             for name in tensors
             if not name.endswith("/scale")
         }
+        self.layers: dict[str, int] = document.get("layers") or {"": 1}
         self.fixed_ms = 0.01 + len(content) * 1e-6
         self.load_ms = (time.perf_counter() - start) * 1e3
 

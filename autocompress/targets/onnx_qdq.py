@@ -30,12 +30,14 @@ def pair_function(opset: int) -> FunctionProto:
 
 
 def insert_pairs(
-    model: ModelProto, ranges: Mapping[str, Any]
+    model: ModelProto, ranges: Mapping[str, Any], names: Mapping[str, str] | None = None
 ) -> tuple[list[TensorProto], dict[str, str]]:
     """Round values in place: every consumer, a graph output too, sees the rounded one.
 
-    ``ranges``: ActivationRange by name of the ONNX value. Returns the constants to add, and the
-    name of the scale constant by value. The runtime fuses the pairs into the kernels around them.
+    ``ranges``: ActivationRange by name of the ONNX value. ``names``: write two nodes a pair
+    instead of a call of the function, called ``<name of the value>/q`` and ``.../d``. Returns the
+    constants to add, and the name of the scale constant by value. The runtime fuses the pairs into
+    the kernels around them.
     """
     constants: dict[tuple[str, float], TensorProto] = {}
 
@@ -47,7 +49,7 @@ def insert_pairs(
 
     scales: dict[str, str] = {}
     rounded: dict[str, str] = {}
-    pairs: dict[str, NodeProto] = {}
+    pairs: dict[str, list[NodeProto]] = {}
     outputs = {info.name for info in model.graph.output}
     raw: dict[str, str] = {}
     for value, range_ in ranges.items():
@@ -58,10 +60,20 @@ def insert_pairs(
             source, result = f"_r{value}", value
             raw[value] = source
         rounded[value] = result
-        pairs[value] = NodeProto(
-            op_type=PAIR, domain=DOMAIN, input=[source, scales[value], zero], output=[result]
-        )
-    nodes = [pairs.pop(i.name) for i in model.graph.input if i.name in pairs]
+        step = [scales[value], zero]
+        if names is None:
+            call = helper.make_node(PAIR, [source, *step], [result], domain=DOMAIN)
+            pairs[value] = [call]
+        else:
+            codes = f"_c{value}"
+            name = names.get(value)
+            pairs[value] = [
+                helper.make_node("QuantizeLinear", [source, *step], [codes], name and f"{name}/q"),
+                helper.make_node(
+                    "DequantizeLinear", [codes, *step], [result], name and f"{name}/d"
+                ),
+            ]
+    nodes = [node for i in model.graph.input for node in pairs.pop(i.name, ())]
     for node in model.graph.node:
         for index, name in enumerate(node.input):
             if name in rounded:
@@ -70,7 +82,7 @@ def insert_pairs(
         for index, name in enumerate(node.output):
             if name in pairs:
                 node.output[index] = raw.get(name, name)
-                nodes.append(pairs.pop(name))
+                nodes.extend(pairs.pop(name))
     assert not pairs
     copies = [_copy(node) for node in nodes]
     del model.graph.node[:]

@@ -1,8 +1,10 @@
 """From a template and a compressed network to the bytes of an ONNX file."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,17 +12,19 @@ import onnx
 from onnx import FunctionProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto
 
 from autocompress.errors import ArtifactError
+from autocompress.spec.artifact import Artifact
+from autocompress.spec.files import write_whole
 from autocompress.targets.onnx_edits import NotPlain, apply_edits, check_shapes
 from autocompress.targets.onnx_packing import DOMAIN, Form, pack, place_values
 from autocompress.targets.onnx_qdq import PAIR, insert_pairs, pair_function
 from autocompress.targets.onnx_strip import tensor
-from autocompress.targets.onnx_template import Place, Template, graph_args
-from autocompress.transforms.weights import QuantizedWeight, short
+from autocompress.targets.onnx_template import Place, Template, graph_args, make_template
+from autocompress.transforms.weights import Grid, QuantizedWeight, short
 
 if TYPE_CHECKING:
     from autocompress.transforms.compress import Compressed
 
-__all__ = ["write"]
+__all__ = ["OnnxBuilder", "write"]
 
 Array = np.ndarray[Any, Any]
 _INTEGER_KERNELS = frozenset({"Conv", "Gemm", "MatMul"})
@@ -28,30 +32,58 @@ _SMALL = 30_000  # bytes
 _DIGITS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
+@dataclass(frozen=True)
+class OnnxBuilder:
+    """Writes compressed copies of the network that ``template`` was made of.
+
+    ``target``: the name of the target that the files are for. ``limit``: see :func:`write`.
+    """
+
+    template: Template
+    target: str
+    limit: int | None
+
+    def content(self, compressed: "Compressed", *, named: bool = False) -> bytes:
+        """Return the file; export afresh in the rare case that the template cannot be edited."""
+        try:
+            return write(self.template, compressed, limit=self.limit, named=named)
+        except NotPlain:
+            template = make_template(compressed.network, self.template.opset)
+            return write(template, compressed, limit=self.limit, named=named)
+
+    def build(self, compressed: "Compressed", path: Path) -> Artifact:
+        """Write the file and describe it."""
+        content = self.content(compressed)
+        write_whole(path, content)
+        return Artifact(path, hashlib.sha256(content).hexdigest(), len(content), self.target)
+
+
 def write(
-    template: Template, compressed: "Compressed", *, limit: int, named: bool = False
+    template: Template, compressed: "Compressed", *, limit: int | None, named: bool = False
 ) -> bytes:
     """Return the serialised model.
 
     ``limit``: weights of a layer above which its codes are stored in a type of ONNX itself and
-    stay so at run time. ``named``: every ONNX node is called after the node of the network that
-    it computes, for profiles. Raises NotPlain when the template cannot be edited to the network.
+    stay so at run time; with None all are, and the file has no functions. ``named``: every ONNX
+    node is called after the node of the network that it computes, for profiles. Raises NotPlain
+    when the template cannot be edited to the network.
     """
-    content = _write(template, compressed, limit, packed=True, named=named)
-    if len(content) < _SMALL:  # the functions that unpack may cost more than packing saves
+    content = _write(template, compressed, limit, packed=limit is not None, named=named)
+    if limit is not None and len(content) < _SMALL:  # unpacking may cost more than packing saves
         plain = _write(template, compressed, limit, packed=False, named=named)
         content = min(content, plain, key=len)
     return content
 
 
 def _write(
-    template: Template, compressed: "Compressed", limit: int, *, packed: bool, named: bool
+    template: Template, compressed: "Compressed", limit: int | None, *, packed: bool, named: bool
 ) -> bytes:
     model = ModelProto.FromString(template.model)
     if named:
-        for name, indices in template.inner.items():
+        for inner, indices in template.inner.items():
             for index in indices:
-                model.graph.node[index].name = f"{name}/{index}"
+                node = model.graph.node[index]
+                node.name = node.name or f"{inner}/{index}"
     network = compressed.network
     for name, value in template.baked.items():
         if not np.array_equal(network.params[name].detach().numpy(), value):
@@ -76,11 +108,20 @@ def _write(
     ranges: dict[str, Any] = {}
     for name, range_ in compressed.activations.items():
         ranges.setdefault(template.values[name], range_)
-    constants, scales = insert_pairs(model, ranges) if ranges else ([], {})
+    names: dict[str, str] | None = None
+    if named:
+        names = {template.values[name]: name for name in reversed(list(compressed.activations))}
+    elif limit is None:
+        names = {}
+    constants, scales = insert_pairs(model, ranges, names) if ranges else ([], {})
     writer = _Writer(model, template, compressed, scales, limit, packed)
-    if ranges:
+    if ranges and names is None:
         writer.functions[PAIR] = pair_function(writer.opset)
     writer.parameters()
+    if named:  # runtimes make unique names of these
+        for function in writer.functions.values():
+            for node in function.node:
+                node.name = node.output[0]
     model.graph.initializer.extend(constants)
     return writer.finish()
 
@@ -91,7 +132,7 @@ class _Writer:
     template: Template
     compressed: "Compressed"
     scales: Mapping[str, str]
-    limit: int
+    limit: int | None
     packed: bool
     functions: dict[str, FunctionProto] = field(default_factory=dict)
     calls: list[NodeProto] = field(default_factory=list)
@@ -165,6 +206,9 @@ class _Writer:
         codes = place.arrange(weight.codes)
         axis = place.axes.index(0)
         scale = np.where(weight.scale > 0, weight.scale, 1).astype(np.float32)
+        if self.limit is None:
+            self.native(place.initializer, weight, codes, scale, axis)
+            return
         step = self.inputs.get(name)
         integer = step is not None and all(
             node.op_type in _INTEGER_KERNELS and at == 1 for node, at in users
@@ -213,6 +257,23 @@ class _Writer:
         if planes:
             call.attribute.append(onnx.helper.make_attribute("s", list(codes.shape)))
         self.calls.append(call)
+        self.done.add(key)
+
+    def native(self, key: str, weight: Any, codes: Array, scale: Array, axis: int) -> None:
+        """Add a weight's codes in a type of ONNX itself and the DequantizeLinear that reads them.
+
+        Codes in int4 go through int8, for which OpenVINO's integer kernels are.
+        """
+        grid = Grid(weight.bits, weight.odd)
+        node = onnx.helper.make_node
+        source = f"{key}p"
+        if grid.low >= -8 and grid.high <= 7 and self.opset >= 21:
+            four = self._store_int4(f"{key}f", codes)
+            self.calls.append(node("Cast", [four], [source], to=TensorProto.INT8))
+        else:
+            self.store(source, codes)
+        self.float16(Place(f"{key}s", (0,)), scale)
+        self.calls.append(node("DequantizeLinear", [source, f"{key}s"], [key], axis=axis))
         self.done.add(key)
 
     def _store_int4(self, name: str, codes: Array) -> str:

@@ -1,29 +1,27 @@
 """ONNX files for onnxruntime on the CPU: exported once, edited for every plan."""
 
-import hashlib
+import json
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
+from onnx import NodeProto
 
 from autocompress.errors import ArtifactError
 from autocompress.models.network import Network
 from autocompress.spec.abilities import Abilities
-from autocompress.spec.artifact import Artifact
-from autocompress.spec.files import write_whole
-from autocompress.targets.base import Array, Builder
+from autocompress.targets.base import Array, Builder, OpTime
 from autocompress.targets.memory import PeakMemory
-from autocompress.targets.onnx_edits import NotPlain
-from autocompress.targets.onnx_template import Template, make_template
-from autocompress.targets.onnx_writer import write
+from autocompress.targets.onnx_origins import Origins, is_layer, of_network
+from autocompress.targets.onnx_template import make_template
+from autocompress.targets.onnx_writer import OnnxBuilder
 
-if TYPE_CHECKING:
-    from autocompress.transforms.compress import Compressed
-
-__all__ = ["OnnxRuntime", "OnnxRuntimeBuilder", "OnnxRuntimeSession"]
+__all__ = ["OnnxRuntime", "OnnxRuntimeSession"]
 
 _ABILITIES = Abilities(
     w_bits=(2, 3, 4, 5, 6, 7, 8, 16, 32),
@@ -57,6 +55,7 @@ class OnnxRuntime:
     limit: int = 4_000_000
 
     name = "onnxruntime"
+    version = f"onnxruntime {onnxruntime.__version__}"
     suffix = ".onnx"
     abilities = _ABILITIES
 
@@ -68,34 +67,35 @@ class OnnxRuntime:
     def prepare(self, network: Network) -> Builder:
         """Export the network once; raise TraceError if that fails."""
         large = any(value.numel() > self.limit for value in network.params.values())
-        return OnnxRuntimeBuilder(make_template(network, 21 if large else 18), self.limit)
+        template = make_template(network, 21 if large else 18)
+        return OnnxBuilder(template, self.name, self.limit)
 
     def open(self, path: Path) -> "OnnxRuntimeSession":
         """Load a file; raise ArtifactError if onnxruntime refuses it."""
         return OnnxRuntimeSession(path, self.threads)
 
-
-@dataclass(frozen=True)
-class OnnxRuntimeBuilder:
-    """Writes compressed copies of the network that ``template`` was made of."""
-
-    template: Template
-    limit: int = 4_000_000
-
-    def content(self, compressed: "Compressed", *, named: bool = False) -> bytes:
-        """Return the file; export afresh in the rare case that the template cannot be edited."""
-        try:
-            return write(self.template, compressed, limit=self.limit, named=named)
-        except NotPlain:
-            template = make_template(compressed.network, self.template.opset)
-            return write(template, compressed, limit=self.limit, named=named)
-
-    def build(self, compressed: "Compressed", path: Path) -> Artifact:
-        """Write the file and describe it."""
-        content = self.content(compressed)
-        write_whole(path, content)
-        digest = hashlib.sha256(content).hexdigest()
-        return Artifact(path, digest, len(content), OnnxRuntime.name)
+    def profile(self, path: Path, inputs: tuple[Array, ...], runs: int = 20) -> tuple[OpTime, ...]:
+        """Return the time of every operator of a file whose nodes are named."""
+        warm = 3
+        with tempfile.TemporaryDirectory() as place:
+            into = Path(place) / "optimised.onnx"
+            session = OnnxRuntimeSession(path, self.threads, profile=into)
+            for _ in range(warm + runs):
+                session(*inputs)
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+            fused = onnx.load(str(into), load_external_data=False)
+        nodes = _origins(Origins(onnx.load(str(path), load_external_data=False)), fused)
+        times: dict[str, list[float]] = {}
+        kinds: dict[str, str] = {}
+        for event in events:
+            name = event["name"].removesuffix("_kernel_time")
+            if event["cat"] == "Node" and name != event["name"]:
+                times.setdefault(name, []).append(event["dur"] * 1e-3)
+                kinds[name] = event["args"]["op_name"]
+        return tuple(
+            OpTime(nodes.get(name, ""), kinds[name], float(np.median(values[-runs:])))
+            for name, values in times.items()
+        )
 
 
 class OnnxRuntimeSession:
@@ -108,12 +108,16 @@ class OnnxRuntimeSession:
     load_ms: float
     peak_memory_bytes: int | None
 
-    def __init__(self, path: Path, threads: int = 1) -> None:
+    def __init__(self, path: Path, threads: int = 1, *, profile: Path | None = None) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = 3
+        if profile is not None:  # the graph that is run, and the times beside it
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile.with_suffix(""))
+            options.optimized_model_filepath = str(profile)
         memory = PeakMemory()
         start = time.perf_counter()
         try:
@@ -130,6 +134,10 @@ class OnnxRuntimeSession:
         self.peak_memory_bytes = memory.read()
         self._inputs = [info.name for info in self._session.get_inputs()]
         self._outputs = [info.name for info in self._session.get_outputs()]
+
+    def end_profiling(self) -> str:
+        """Return the path of the file of times."""
+        return str(self._session.end_profiling())
 
     def __call__(self, *arrays: Array) -> Any:
         """Run the file; return an array, or a tuple where there are several outputs."""
@@ -149,3 +157,38 @@ class OnnxRuntimeSession:
             kind = _TYPES.get(info.type, _TYPES["tensor(float)"])
             arrays.append(values.astype(kind) if kind.kind == "f" else np.zeros_like(values, kind))
         return tuple(arrays)
+
+
+def _origins(origins: Origins, fused: onnx.ModelProto) -> dict[str, str]:
+    """Return the network's node of every node of the graph that onnxruntime runs.
+
+    A fused node keeps the name of a node of the file and adds to it, or is called after the value
+    that it makes; conversions between layouts are those of the tensor that they convert.
+    """
+    found: dict[str, NodeProto] = {}
+    late: list[NodeProto] = []
+    for node in fused.graph.node:
+        parts: list[NodeProto | None] = [*origins.named(node.name)]
+        values = [node.name.partition("_")[0], *node.output, *node.input]
+        parts += map(origins.value, values)
+        known = next((part for part in parts if part is not None), None)
+        if known is not None and is_layer(node) and not is_layer(known):
+            late.append(node)
+        if known is not None:
+            found[node.name] = known
+    # A layer called after the last node that was fused into it: the nearest one before that.
+    taken = {found[n.name].name for n in fused.graph.node if n.name in found and is_layer(n)}
+    for node in late:
+        found[node.name] = origins.layer(found[node.name], taken)
+        taken.add(found[node.name].name)
+    makers = {name: node.name for node in fused.graph.node for name in node.output}
+    for node in fused.graph.node:
+        before = (found.get(makers.get(name, "")) for name in node.input)
+        source = next((origin for origin in before if origin is not None), None)
+        if source is not None:
+            found.setdefault(node.name, source)
+    for node in reversed(fused.graph.node):  # of constants: what they are for
+        if node.name in found:
+            for name in node.input:
+                found.setdefault(makers.get(name, ""), found[node.name])
+    return {name: of_network(node) for name, node in found.items()}

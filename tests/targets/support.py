@@ -75,6 +75,10 @@ class Attention(nn.Module):
         return self.head(self.block(self.embed(x) + self.place).mean(1))
 
 
+#: Networks of all kinds of layers, with the shapes of their inputs.
+NETS = [(Residual, (3, 8, 8)), (Shuffled, (2, 8, 8)), (Attention, (5, 6))]
+
+
 @functools.cache
 def network(kind: type[nn.Module], *shape: int) -> Network:
     torch.manual_seed(0)

@@ -10,17 +10,38 @@ import pytest
 from autocompress.errors import ArtifactError, ConfigError, InputError
 from autocompress.models.network import Network
 from autocompress.spec.artifact import Artifact
+from autocompress.spec.plan import Plan
 from autocompress.targets import TARGETS, make_target
 from autocompress.targets.timing import measure
-from tests.targets.support import builder, inputs, pruned, residual, rounded, wide
+from autocompress.transforms.sketch import sketch
+from tests.targets.support import (
+    NETS,
+    builder,
+    inputs,
+    network,
+    pruned,
+    residual,
+    rounded,
+    wide,
+)
 
 pytestmark = pytest.mark.parametrize("name", sorted(TARGETS))
+
+
+@pytest.fixture(autouse=True)
+def _installed(name: str) -> None:
+    try:
+        make_target(name)
+    except ConfigError as error:
+        pytest.skip(str(error))
 
 
 def test_name_and_arguments(name: str) -> None:
     target = make_target(name, threads=2, batch_size=3)
     assert (target.name, target.threads, target.batch_size) == (name, 2, 3)
     assert target.suffix.startswith(".")
+    assert target.version.startswith(f"{name} ")
+    assert target.version[-1].isdigit()
     with pytest.raises(ConfigError, match="threads must be at least 1"):
         make_target(name, threads=0)
     with pytest.raises(ConfigError, match=f"Did you mean '{name}'"):
@@ -52,17 +73,32 @@ def test_the_same_plan_gives_the_same_bytes(name: str, tmp_path: Path) -> None:
     assert copy.build(rounded(net, 5), tmp_path / "b").sha256 != first.sha256
 
 
-def test_bytes_shrink_with_bits(name: str, tmp_path: Path) -> None:
+def test_bytes_shrink_with_bits(name: str) -> None:
+    widths = (32, 16, 8, 7, 6, 5, 4, 3, 2)
+    stored = [TARGETS[name]().abilities.stored(bits) for bits in widths]
+    assert stored == sorted(stored, reverse=True)
+    assert all(kept >= bits for kept, bits in zip(stored, widths, strict=True))
+
     def sizes(net: Network) -> list[int]:
-        return [
-            builder(name, net).build(rounded(net, bits), tmp_path / "a").size_bytes
-            for bits in (32, 16, 8, 7, 6, 5, 4, 3)
-        ]
+        return [len(builder(name, net).content(rounded(net, bits))) for bits in widths]
 
     found = sizes(wide())
-    assert found == sorted(set(found), reverse=True)
-    found = sizes(residual())  # so small that unpacking may cost more than it saves
-    assert found == sorted(found, reverse=True)
+    for index in range(len(widths) - 1):
+        more, less = found[index : index + 2]
+        if stored[index] > stored[index + 1]:
+            assert more > less, widths[index]
+        else:
+            assert abs(more - less) < 0.02 * more, widths[index]  # the scales' digits
+    if len(set(stored)) == len(stored):  # so small that unpacking may cost more than it saves
+        found = sizes(residual())
+        assert found[:-1] == sorted(found[:-1], reverse=True)
+
+
+def test_content_is_what_is_built(name: str, tmp_path: Path) -> None:
+    net = residual()
+    compressed = rounded(net, 4, 8)
+    path = builder(name, net).build(compressed, tmp_path / "a").path
+    assert path.read_bytes() == builder(name, net).content(compressed)
 
 
 @pytest.mark.parametrize("a_bits", [8, 32])
@@ -157,3 +193,63 @@ def test_odd_codes_that_are_all_positive(name: str, tmp_path: Path) -> None:
     (x,) = inputs(net)
     session = TARGETS[name]().open(builder(name, net).build(compressed, tmp_path / "a").path)
     np.testing.assert_allclose(session(x.numpy()), compressed(x).numpy(), rtol=1e-3, atol=2e-2)
+
+
+PLANS = {
+    "float32": (32, 32, 1),
+    "integer": (8, 8, 1),
+    "packed": (3, 32, 1),
+    "mixed": (4, 8, 3),
+    "pruned": (8, 8, 1),
+}
+
+
+@pytest.mark.parametrize("plan", sorted(PLANS))
+@pytest.mark.parametrize(("kind", "shape"), NETS)
+def test_profiles(name: str, kind: type, shape: tuple[int, ...], plan: str, tmp_path: Path) -> None:
+    """Every layer is in the profile, and nearly all of the time is some node's."""
+    net = network(kind, *shape)
+    w_bits, a_bits, step = PLANS[plan]
+    settings = {f"{layer.name}/w_bits": w_bits for layer in net.layers[::step]}
+    settings |= {f"{layer.name}/a_bits": a_bits for layer in net.layers[::step]}
+    if plan == "pruned":
+        settings |= {f"{unit.name}/keep": 0.5 for unit in net.units}
+    target = TARGETS[name]()
+    compressed = sketch(net, Plan(settings), target.abilities)
+    content = builder(name, net).content(compressed, named=True)
+    (tmp_path / "named").write_bytes(content)
+    session = target.open(tmp_path / "named")
+    ops = target.profile(tmp_path / "named", session.example_inputs(), runs=4)
+    assert all(op.ms > 0 and op.kind for op in ops)
+    nodes = {node.name for node in net.graph.nodes}
+    assert {op.node for op in ops} <= nodes | {""}
+    assert {layer.node for layer in net.layers} <= {op.node for op in ops}
+    assert sum(op.ms for op in ops if op.node) >= 0.9 * sum(op.ms for op in ops)
+    if hasattr(session, "fixed_ms"):
+        assert sum(op.ms for op in ops) == pytest.approx(session.fixed_ms)
+    (x,) = inputs(net)
+    plain = target.open(builder(name, net).build(compressed, tmp_path / "plain").path)
+    np.testing.assert_array_equal(session(x.numpy()), plain(x.numpy()))
+
+
+def test_profiles_of_files_without_names(name: str, tmp_path: Path) -> None:
+    net = residual()
+    path = builder(name, net).build(rounded(net, 8, 8), tmp_path / "a").path
+    target = TARGETS[name]()
+    ops = target.profile(path, target.open(path).example_inputs(), runs=2)
+    assert {op.node for op in ops} == {""}
+    with pytest.raises(ArtifactError, match="model file"):
+        target.profile(tmp_path / "missing", inputs(net), runs=2)
+
+
+def test_results_are_copies(name: str, tmp_path: Path) -> None:
+    net = residual()
+    session = TARGETS[name]().open(builder(name, net).build(rounded(net), tmp_path / "a").path)
+    for count in (1, 3):
+        (x,) = inputs(net, count)
+        first = session(x.numpy())
+        kept = first.copy()
+        session(2 * x.numpy())
+        np.testing.assert_array_equal(first, kept)
+        first[:] = 0
+        np.testing.assert_array_equal(session(x.numpy()), kept)

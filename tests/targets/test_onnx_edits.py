@@ -6,10 +6,12 @@ import numpy as np
 import onnx
 import pytest
 
-from autocompress.targets import onnxruntime
+from autocompress.targets import onnx_writer
 from autocompress.targets.onnx_edits import NotPlain, apply_edits, check_shapes
 from autocompress.targets.onnx_strip import tensor
 from autocompress.targets.onnx_template import graph_args, make_template
+from autocompress.targets.onnx_writer import OnnxBuilder
+from autocompress.targets.onnxruntime import OnnxRuntime
 from tests.targets.support import Attention, Shuffled, builder, inputs, network, pruned, rounded
 
 
@@ -22,8 +24,8 @@ def test_constants_are_edited_without_an_export(
     build = builder("onnxruntime", net).build
     small = pruned(net, keep)
     assert graph_args(small.graph) != graph_args(net.graph)
-    monkeypatch.delattr(onnxruntime, "make_template")
-    session = onnxruntime.OnnxRuntime().open(build(rounded(small), tmp_path / "a").path)
+    monkeypatch.delattr(onnx_writer, "make_template")
+    session = OnnxRuntime().open(build(rounded(small), tmp_path / "a").path)
     (x,) = inputs(net)
     np.testing.assert_allclose(session(x.numpy()), small(x).numpy(), atol=1e-5)
 
@@ -41,12 +43,13 @@ def test_what_is_not_plain_is_exported_afresh(
         exports.append(arguments)
         return make_template(*arguments)
 
-    monkeypatch.setattr(onnxruntime, "make_template", count)
-    path = onnxruntime.OnnxRuntimeBuilder(lost).build(rounded(small, 4, 8), tmp_path / "a").path
+    monkeypatch.setattr(onnx_writer, "make_template", count)
+    build = OnnxBuilder(lost, "onnxruntime", 4_000_000).build
+    path = build(rounded(small, 4, 8), tmp_path / "a").path
     assert len(exports) == 1
     (x,) = inputs(net)
     expected = rounded(small, 4, 8)(x).numpy()
-    found = onnxruntime.OnnxRuntime().open(path)(x.numpy())
+    found = OnnxRuntime().open(path)(x.numpy())
     assert np.abs(found - expected).max() <= 0.06 * np.abs(expected).max()
 
 

@@ -20,9 +20,8 @@ from autocompress.spec.plan import Plan
 from autocompress.targets.onnxruntime import OnnxRuntime
 from autocompress.transforms.compress import ActivationRange, Compressor
 from tests.targets.support import (
-    Attention,
+    NETS,
     Residual,
-    Shuffled,
     builder,
     inputs,
     network,
@@ -33,7 +32,6 @@ from tests.targets.support import (
 )
 
 UNPACKING = {"BitShift", "BitwiseAnd", "MatMulInteger", "Slice", "Cast", "Gather", "Mul", "Reshape"}
-NETS = [(Residual, (3, 8, 8)), (Shuffled, (2, 8, 8)), (Attention, (5, 6))]
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 7, 8, 16])
