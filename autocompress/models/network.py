@@ -86,6 +86,18 @@ class Network:
         return sum(layer.positions * self.params[layer.weight].numel() for layer in self.layers)
 
     @cached_property
+    def example_ranges(self) -> Mapping[str, tuple[float, float]]:
+        """Least and greatest value of every floating-point tensor on the example inputs, by node."""
+        found: dict[str, tuple[float, float]] = {}
+
+        def observe(node: fx.Node, value: Any) -> None:
+            if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
+                found[node.name] = (float(value.min()), float(value.max()))
+
+        self.run(*self.example_inputs, observe=observe)
+        return MappingProxyType(found)
+
+    @cached_property
     def fingerprint(self) -> str:
         """A sha256 over graph and parameters, in hex."""
         digest = hashlib.sha256()

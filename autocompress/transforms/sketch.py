@@ -27,9 +27,11 @@ def sketch(
     """Return what compressing would return, with made-up values of the same shapes and forms.
 
     Kept are the first channels of every unit; codes are random ones of the weight's own spread;
-    every rounded tensor has a range of its own. The plan must fit (``Compressor.check``).
+    the range of a rounded tensor is what it has in the uncompressed network on the example inputs,
+    since runtimes fuse by it. The plan must fit (``Compressor.check``).
     """
     options = options or Options()
+    seen = network.example_ranges
     kept = {
         unit.name: range(count_kept(plan.get(unit.name, "keep"), unit.channels))
         for unit in network.units
@@ -66,8 +68,8 @@ def sketch(
             weights[layer.bias] = "float16"
             params[layer.bias] = network.params[layer.bias].half().float()
     ranges = {
-        name: ActivationRange(float(np.float32(0.05 + 1e-4 * place)), 0, width)
-        for place, (name, width) in enumerate(rounded_tensors(network, plan, abilities).items())
+        name: ActivationRange.covering(*seen[name], width)
+        for name, width in rounded_tensors(network, plan, abilities).items()
     }
     return Compressed(plan, network.replace(params=params), weights, ranges)
 
