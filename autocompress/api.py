@@ -23,6 +23,7 @@ from autocompress.errors import (
     RunError,
     TaskError,
 )
+from autocompress.models.network import Network
 from autocompress.models.trace import trace
 from autocompress.names import find_space, make_task, resolve_space
 from autocompress.report.front import Front
@@ -37,9 +38,10 @@ from autocompress.searching.study import Study, driver_lock, read_study
 from autocompress.spec.budget import Budget
 from autocompress.spec.config import Config
 from autocompress.spec.files import write_whole
+from autocompress.spec.plan import Plan
 from autocompress.spec.score import Score, check_objectives
 from autocompress.spec.space import SearchSpace, SpaceTemplate
-from autocompress.targets import make_target
+from autocompress.targets import Target, make_target
 from autocompress.tasks.base import Task
 from autocompress.transforms.compress import Compressor
 from autocompress.transforms.options import Options
@@ -253,6 +255,8 @@ def _run(
         report(Progress(0, total, note="tracing the model"))
         network = trace(task.model, task.example_inputs)
         space = resolve_space(template, network, target)
+        if device is not None:
+            _check_operators(config, network, target)
         study = Study(
             directory / "study.log",
             Parameters(space),
@@ -288,6 +292,20 @@ def _run(
         run.floor = study.note("floor") or {}
         run.write_front()
     return run
+
+
+def _check_operators(config: Config, network: Network, target: Target) -> None:
+    """Raise InputError if the figures of a device are needed and an operator has no cost."""
+    needed = config.budget.latency_ms or config.budget.max_energy_mj
+    if not needed and not {"latency", "energy"} & set(config.objectives):
+        return
+    work = workload(sketch(network, Plan(), target.abilities), target.abilities)
+    if work.unknown:
+        raise InputError(
+            "Latency and energy on a device are predicted where every operator has a cost; there "
+            f"is none for {', '.join(work.unknown)}. Drop the device, or the limits and objectives "
+            "that need it."
+        )
 
 
 def _set_latency_model(

@@ -444,16 +444,24 @@ def _calibrate(parsed: argparse.Namespace) -> int:
 
     from autocompress import measuring
 
-    with tqdm.tqdm(
-        total=100, desc="calibrating", unit="%", file=sys.stderr, disable=parsed.quiet,
-        bar_format="{desc} {percentage:3.0f} % |{bar:20}| {elapsed} gone",
-    ) as bar:  # fmt: skip
+    with contextlib.ExitStack() as screen:
+        bars: list[tqdm.tqdm[NoReturn]] = []
+
+        def show(part: float) -> None:
+            if not bars:  # what cannot be used has been refused by now
+                bar = tqdm.tqdm(
+                    total=100, desc="calibrating", file=sys.stderr, disable=parsed.quiet,
+                    bar_format="{desc} {percentage:3.0f} % |{bar:20}| {elapsed} gone",
+                )  # fmt: skip
+                bars.append(screen.enter_context(bar))
+            bars[0].update(int(100 * part) - bars[0].n)
+
         made = measuring.calibrate_config(
             parsed.config,
             target=parsed.target,
             threads=parsed.threads,
             seconds=parsed.seconds,
-            progress=lambda part: bar.update(int(100 * part) - bar.n),
+            progress=show,
         )
     if made.note:
         print(f"note: {made.note}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Settings of the whole suite: one thread a worker, a fixed seed a test."""
+"""Settings of the whole suite: one thread a worker, a fixed seed and a cache of its own a test."""
 
 import os
 
@@ -14,3 +14,9 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep latency calibrations out of the user's cache, and of other tests."""
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path_factory.mktemp("cache")))

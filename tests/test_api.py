@@ -18,7 +18,9 @@ import torch
 from torch import nn
 
 import autocompress as ac
-from autocompress.api import make_task as make_task_of
+from autocompress import api
+from autocompress.cost import calibrate as calibrating
+from autocompress.cost.calibrate import Calibration
 from autocompress.errors import (
     ArtifactError,
     AutocompressError,
@@ -31,6 +33,9 @@ from autocompress.errors import (
 from autocompress.tasks.base import accuracy_of
 
 SPACE = {"*/keep": [0.5, 1.0], "*/w_bits": [2, 4, 8]}
+# what decides about a predicted latency: the null target's then goes from 0.012 to 0.016 ms
+KEEP = {"*/keep": [0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0]}
+TIGHT = ac.Budget(latency_ms=0.014)
 
 
 class Transformer(nn.Module):
@@ -53,6 +58,17 @@ class Transformer(nn.Module):
         x = x + self.out(scores.softmax(-1) @ self.value(y))
         x = x + self.down(torch.nn.functional.gelu(self.up(self.after(x))))
         return self.head(x.mean(1))
+
+
+class Small(nn.Module):
+    """A classifier that is quick to trace and to build."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mid, self.head = nn.Linear(8, 32), nn.Linear(32, 24), nn.Linear(24, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.mid(torch.relu(self.stem(x.mean(1))))))
 
 
 def make_task(model: nn.Module | None = None, evaluate=None) -> ac.Task:
@@ -157,6 +173,8 @@ def test_refuses_what_changed_and_names_it(tmp_path: Path) -> None:
         (original, {"space": {"*/w_bits": [4, 8]}}, "space"),
         (original, {"target": "onnxruntime"}, "target"),
         (original, {"seed": 1}, "seed"),
+        (original, {"budget": ac.Budget(latency_ms=3)}, "budget"),
+        (original, {"device": "cortex-m7"}, "device"),
         (other, {"sampler": "tpe"}, "sampler"),
     ):
         with pytest.raises(RunError, match=word):
@@ -253,39 +271,6 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing(tmp_path: Path, monkeypat
     assert completed(run) == 8
 
 
-def test_factories_of_tasks_that_cannot_be_used(tmp_path: Path, monkeypatch) -> None:
-    (tmp_path / "mine.py").write_text("def broken():\n    raise ValueError('no data')\n")
-    (tmp_path / "typo.py").write_text("def broken(:\n")
-    monkeypatch.chdir(tmp_path)
-    for options, text in (
-        ({"name": "mine:broken"}, "ValueError: no data"),
-        ({"name": "mine:broken", "size": 3}, "does not take these options"),
-        ({"name": "typo:broken"}, "SyntaxError"),
-        ({"name": ":"}, "must be importable"),
-        ({"name": ".x:y"}, "must be importable"),
-        ({"name": "os:sep"}, "must be importable"),
-        ({"name": "digit"}, "'digits'"),
-        ({"name": "digits", "seed": -1}, "seed must be"),
-        ({"name": "digits", "network": ["a"]}, "network"),
-    ):
-        with pytest.raises(TaskError, match=text):
-            make_task_of(options)
-
-
-def test_bench_needs_files_that_take_the_same_inputs(tmp_path: Path) -> None:
-    first = run_search(tmp_path / "a", target="onnxruntime", trials=1).front()[0].path
-    assert ac.bench(first, reference=first).latency_ms > 0
-    model = nn.Sequential(nn.Linear(3, 2)).eval()
-    x = torch.randn(8, 3)
-    task = ac.Task(
-        model=model, example_inputs=(x[:1],), calibration=[(x,)], evaluate=lambda _: 1.0
-    )  # fmt: skip
-    space = {"*/w_bits": [8, 32]}
-    run = ac.search(task, space=space, trials=1, run_dir=tmp_path / "b")
-    with pytest.raises(InputError, match="same inputs"):
-        ac.bench(first, reference=run.front()[0].path)
-
-
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
@@ -294,6 +279,10 @@ def test_bench_needs_files_that_take_the_same_inputs(tmp_path: Path) -> None:
         ({"space": {"querry/w_bits": [4]}}, SpaceError, "query"),
         ({"space": {"*/w_bits": [4, 9]}}, SpaceError, "9"),
         ({"target": "onnxruntme"}, InputError, "'onnxruntime'"),
+        ({"device": "cortex-m8"}, InputError, "'cortex-m7'"),
+        ({"device": "no/such.toml"}, InputError, "such.toml"),
+        ({"objectives": ["accuracy", "energy"]}, InputError, "--device"),
+        ({"budget": ac.Budget(max_energy_mj=1.0)}, InputError, "--device"),
         ({"sampler": "tpx"}, InputError, "'tpe'"),
         ({"trials": 0}, InputError, "trials"),
         ({"objectives": [["accuracy"], ["size"]]}, InputError, "objective"),
@@ -339,6 +328,290 @@ def test_unknown_layers_of_a_plan_name_the_nearest() -> None:
     network = trace(task.model, task.example_inputs)
     with pytest.raises(PlanError, match="query"):
         network.layer("quary")
+
+
+def of_outcome(run: ac.Run, outcome: str) -> list[ac.Score]:
+    return [score for score in run.scores if score.outcome == outcome]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do without pictures, which take longer than such searches."""
+    monkeypatch.setattr(ac.Front, "plot", lambda front, path: path.touch())
+
+
+def small_task() -> ac.Task:
+    torch.manual_seed(5)
+    return make_task(Small())
+
+
+def small_search(directory: Path, **options) -> ac.Run:
+    return run_search(directory, small_task(), **options)
+
+
+def test_a_size_budget_spends_no_trial_on_what_cannot_meet_it(tmp_path: Path, quick) -> None:
+    budget = ac.Budget(max_size_bytes=2700)
+    run = small_search(tmp_path, budget=budget, trials=30)
+    over = of_outcome(run, "over_budget")
+    assert len(over) >= 3
+    assert completed(run) == 30
+    files = {path.stem for path in (tmp_path / "artifacts").iterdir()}
+    assert files == {score.key for score in of_outcome(run, "ok")}
+    assert all(score.figure("size_bytes") > 2700 for score in over)
+    searched = [s for s in of_outcome(run, "ok") if not s.baseline]
+    assert searched
+    for score in searched:
+        assert abs(score.estimates["size_bytes"] / score.size_bytes - 1) <= 0.01
+        assert score.estimates["size_bytes"] <= 2700 * 1.011
+    assert any(s.size_bytes > 2700 for s in of_outcome(run, "ok") if s.baseline)
+    front = run.front()
+    assert all(pick.score.size_bytes <= 2700 for pick in front)
+    assert f"{len(over)} plan" in str(front)
+    assert run.floor["max_size_bytes"] < min(score.size_bytes for score in searched)
+    again = ac.open_run(tmp_path, small_task())
+    assert again.floor == run.floor
+    assert [s.to_json() for s in again.scores] == [s.to_json() for s in run.scores]
+    again.resume(trials=2)
+    assert completed(again) == 32
+    assert len({score.key for score in again.scores}) == len(again.scores)
+
+
+def test_a_hopeless_budget_keeps_the_closest_miss_and_the_floor(tmp_path: Path) -> None:
+    run = small_search(tmp_path, budget=ac.Budget(max_size_bytes=100), trials=40)
+    assert "no plan is predicted to meet max_size_bytes" in run.note
+    assert {score.outcome for score in run.scores} == {"ok"}
+    assert all(score.baseline for score in run.scores)
+    front = run.front()
+    assert not front.feasible
+    (miss,) = front
+    assert miss.score.size_bytes == min(score.size_bytes for score in run.scores)
+    floor = run.floor["max_size_bytes"]
+    assert 100 < floor < miss.score.size_bytes
+    for message in (front.message, ac.open_run(tmp_path).front().message):
+        assert f"closest miss is trial {miss.score.trial}:" in message
+        assert f"The predicted floor of this search space: size {floor:,.0f} bytes." in message
+    assert not math.isnan(ac.open_run(tmp_path).front()[0].score.test_accuracy)
+    assert (tmp_path / "front.png").exists()
+    assert miss.export(tmp_path / "model.null").exists()
+
+
+def test_memory_is_limited_and_improved(tmp_path: Path, quick) -> None:
+    space = {"*/keep": [0.25, 0.5, 1.0]}
+    options = {"space": space, "objectives": ("accuracy", "memory"), "trials": 10}
+    run = run_search(tmp_path / "a", **options)
+    used = [score.activation_bytes for score in run.front().measured]
+    assert min(used) < max(used) == run.reference.activation_bytes
+    best = run.front()[0].score
+    limit = int(run.reference.activation_bytes) - 1
+    run = run_search(tmp_path / "b", **options, budget=ac.Budget(max_memory_bytes=limit))
+    assert all(pick.score.activation_bytes <= limit for pick in run.front())
+    assert best.activation_bytes <= limit
+    for score in of_outcome(run, "over_budget"):
+        assert score.values(("accuracy", "memory"))[1] > limit
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let a calibration be of a few plans, and count calibrations."""
+    monkeypatch.setattr(calibrating, "_LEAST", 24)
+    monkeypatch.setattr(calibrating, "_MOST", 32)
+    count: list[int] = []
+
+    def measure(*args, **options):
+        count.append(1)
+        return calibrating.calibrate(*args, **options)
+
+    monkeypatch.setattr(api, "measure_calibration", measure)
+    return count
+
+
+def only_file() -> Path:
+    (path,) = (Path(os.environ["AUTOCOMPRESS_CACHE"]) / "latency").iterdir()
+    return path
+
+
+def test_a_latency_budget_calibrates_once_and_holds(tmp_path: Path, few, quick) -> None:
+    notes: list[str] = []
+    options = {"space": KEEP, "budget": TIGHT}
+    first = small_search(
+        tmp_path / "a", **options, trials=15, progress=lambda p: notes.append(p.note)
+    )
+    assert any(note.startswith("calibrating the latency model") for note in notes)
+    assert len(few) == 1
+    assert len(Calibration.read(only_file()).samples) == 32
+    over = of_outcome(first, "over_budget")
+    assert over
+    assert completed(first) == 15
+    for score in over:
+        assert score.constraints(TIGHT)["latency_ms"] > 0
+        assert score.values(("accuracy", "latency"))[1] == score.estimates["latency_ms"]
+        # the null target's latency follows from the size: what was not built can be checked
+        assert 0.01 + score.figure("size_bytes") * 1e-6 > 0.014
+    for score in of_outcome(first, "ok"):
+        assert score.estimates["latency_low_ms"] < score.estimates["latency_high_ms"]
+        if not score.baseline:
+            assert score.estimates["latency_low_ms"] <= 0.014
+    assert any(s.latency_ms > 0.014 for s in of_outcome(first, "ok") if s.baseline)
+    assert all(pick.score.latency_high_ms <= 0.014 for pick in first.front())
+    written = only_file().read_bytes()
+    small_search(tmp_path / "b", **options, trials=3)
+    ac.open_run(tmp_path / "a", small_task()).resume(trials=1)
+    assert len(few) == 1
+    assert only_file().read_bytes() == written
+
+
+def test_what_is_not_limited_or_improved_is_not_calibrated(tmp_path: Path, few, quick) -> None:
+    limited = ac.Budget(max_size_bytes=2700)
+    small_search(tmp_path / "a", budget=limited, trials=2)
+    small_search(tmp_path / "b", objectives=("accuracy", "latency"), trials=2)
+    on_device = {"budget": ac.Budget(latency_ms=9.0), "device": "cortex-m7"}
+    small_search(tmp_path / "c", **on_device, trials=2)
+    assert few == []
+    # plans over another limit are told with all objectives, so that these are predicted too
+    small_search(tmp_path / "d", budget=limited, objectives=("accuracy", "latency"), trials=2)
+    assert len(few) == 1
+
+
+def test_a_calibration_of_another_version_is_made_again(tmp_path: Path, few, quick) -> None:
+    notes: list[str] = []
+    options = {"space": KEEP, "budget": TIGHT, "trials": 2}
+    small_search(tmp_path / "a", **options)
+    path = only_file()
+    path.write_text(path.read_text().replace("null 1", "null 0"))
+    small_search(tmp_path / "b", **options, progress=lambda p: notes.append(p.note))
+    assert len(few) == 2
+    assert any("was of null 0, this is null 1: it is measured again" in note for note in notes)
+    assert Calibration.read(path).device["version"] == "null 1"
+
+
+def test_a_search_goes_on_where_its_calibration_cannot_be_kept(
+    tmp_path: Path, few, quick, monkeypatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / "file"))
+    run = small_search(tmp_path / "run", space=KEEP, budget=TIGHT, trials=9)
+    assert completed(run) == 9
+    assert len(few) == 1
+
+
+def test_what_a_study_has_measured_refines_the_next_ones_model(
+    tmp_path: Path, few, quick, monkeypatch
+) -> None:
+    run = small_search(tmp_path, space=KEEP, budget=TIGHT, trials=9)
+    kept = len(Calibration.read(only_file()).samples)
+    made = []
+    model = Calibration.model
+
+    def spy(self, reference_ms=None):
+        made.append((list(self.samples), reference_ms))
+        return model(self, reference_ms)
+
+    monkeypatch.setattr(Calibration, "model", spy)
+    run.resume(trials=1)
+    ((samples, reference_ms),) = made
+    assert reference_ms == run.reference.latency_ms
+    assert len(samples) == kept + 9
+    measured = [score.latency_ms for score in run.scores if score.outcome == "ok"]
+    assert [ms for _, ms in samples[kept:]] == pytest.approx(measured[:9])
+
+
+def test_hardware_that_is_not_at_hand_is_searched_for(tmp_path: Path, quick) -> None:
+    def search(place: str, **options) -> ac.Run:
+        return small_search(
+            tmp_path / place, device="cortex-m7", space=SPACE | {"*/a_bits": [8, 32]},
+            objectives=("accuracy", "latency", "energy"), **options,
+        )  # fmt: skip
+
+    run = search("a", trials=12)
+    reference = run.reference
+    assert reference.device == "cortex-m7"
+    for score in run.scores:
+        assert score.energy_mj > 0
+        assert score.latency_limit_ms == score.device_latency_ms != score.latency_ms
+    limit = reference.device_latency_ms * 0.88
+    run = search("b", trials=14, budget=ac.Budget(latency_ms=limit))
+    over = of_outcome(run, "over_budget")
+    assert over
+    assert all(score.figure("latency_limit_ms") > limit for score in over)
+    assert all(pick.score.device_latency_ms <= limit for pick in run.front())
+    assert "predicted from its device file, not measured" in str(run.front())
+    assert ac.open_run(tmp_path / "b").config.device == "cortex-m7"
+    hopeless = search("c", trials=40, budget=ac.Budget(max_energy_mj=reference.energy_mj / 1e3))
+    assert "no plan is predicted to meet max_energy_mj" in hopeless.note
+    assert " mJ. " in hopeless.front().message
+
+
+class Odd(nn.Module):
+    """A network with an operator of which no cost is known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.atan(x).mean(1))
+
+
+def test_an_operator_without_a_cost_is_named_where_a_device_needs_it(tmp_path: Path, quick) -> None:
+    task = make_task(Odd())
+    options = {"device": "cortex-m7", "space": {"*/w_bits": [4, 8]}, "trials": 2}
+    for needs in (
+        {"objectives": ("accuracy", "latency")},
+        {"objectives": ("accuracy", "energy")},
+        {"budget": ac.Budget(latency_ms=1.0)},
+        {"budget": ac.Budget(max_energy_mj=1.0)},
+    ):
+        with pytest.raises(InputError, match=r"there is none for aten\.atan\.default"):
+            run_search(tmp_path / "a", task, **options, **needs)
+        assert not (tmp_path / "a" / "study.log").exists()
+    run = run_search(tmp_path / "b", task, **options, budget=ac.Budget(max_size_bytes=10**6))
+    assert completed(run) == 2
+    assert all(math.isnan(score.energy_mj) for score in run.scores)
+    assert all(score.macs == 32 for score in run.scores)
+
+
+def test_a_trial_is_explained_layer_by_layer(tmp_path: Path, few, quick) -> None:
+    space = KEEP | {"*/w_bits": [4, 8, 32]}
+    run = small_search(tmp_path, space=space, budget=ac.Budget(max_size_bytes=3500), trials=20)
+    plan = next(score for score in of_outcome(run, "ok") if not score.baseline)
+    over = of_outcome(run, "over_budget")[0]
+    for score in (plan, over, run.reference):
+        receipt = run.explain(score.trial)
+        assert receipt.score is score
+        assert receipt.reference is run.reference
+        lines = {line.name: line for line in receipt.lines}
+        for name in ("stem", "mid", "head"):
+            assert lines[name].after.w_bits == score.plan.get(name, "w_bits")
+            assert lines[name].before.w_bits == 32
+        assert not math.isnan(receipt.total("profiled_ms"))
+        assert math.isnan(receipt.total("predicted_ms"))
+    assert "calibrate makes one" in receipt.notes[0]
+    ac.calibrate(small_task(), space=KEEP, target="null", seconds=1e-6)
+    receipt = ac.open_run(tmp_path, small_task()).explain(plan.trial)
+    assert receipt.notes == []
+    before = receipt.total("predicted_ms", after=False)
+    assert before == pytest.approx(run.reference.latency_ms, rel=0.05)
+    assert receipt.total("predicted_ms") < before
+
+
+def test_what_cannot_be_explained_is_named(tmp_path: Path, quick) -> None:
+    calls: list[int] = []
+    good = small_task()
+
+    def evaluate(predict):
+        calls.append(1)
+        return _raise("once") if len(calls) == 2 else good.evaluate(predict)
+
+    run = run_search(tmp_path, replace(good, evaluate=evaluate), trials=3)
+    assert run.scores[1].outcome == "failed"
+    for trial in (1, 4, -1, 99):
+        with pytest.raises(InputError, match=rf"0 to 3 but for those that failed: not {trial}\."):
+            run.explain(trial)
+    with pytest.raises(TaskError, match="given in Python"):
+        ac.open_run(tmp_path).explain(0)
+    with pytest.raises(RunError, match="on the model of its search; it changed"):
+        ac.open_run(tmp_path, make_task()).explain(0)
+    assert run.explain(3).score.trial == 3
 
 
 CONFIG = """

@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -9,15 +10,22 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from autocompress import api, cli
+from autocompress import api, cli, measuring
+from autocompress.cost.calibrate import Calibration
 from autocompress.errors import ArtifactError, ConfigError, RunError, TaskError, TraceError
+from autocompress.measuring import Calibrated
 from autocompress.report.front import Front
+from autocompress.report.receipt import Receipt
 from autocompress.searching.driver import Progress
 from autocompress.spec.budget import Budget
 from autocompress.targets.timing import Timing
-from tests.report.made_up import failure, files, front, study
+from tests.report.made_up import failure, files, front, score, study
+from tests.report.test_receipt import LINES
+from tests.test_api import SPACE
+from tests.test_measuring import write
 
 
 @dataclass
@@ -31,6 +39,10 @@ class FakeRun:
 
     def front(self) -> Front:
         return front(self.scores, self.directory, budget=self.budget)
+
+    def explain(self, trial):
+        self.calls.append(trial)
+        return Receipt(score=self.scores[trial], reference=self.scores[0], lines=LINES)
 
     def resume(self, trials=None, progress=None):
         self.calls.append(trials)
@@ -66,33 +78,44 @@ def one_error_line(captured, text=""):
 
 
 def test_importing_the_command_line_imports_nothing_heavy():
-    heavy = ["torch", "optuna", "onnx", "onnxruntime", "pandas", "matplotlib", "numpy", "tqdm"]
+    heavy = "torch optuna onnx onnxruntime openvino pandas matplotlib numpy scipy tqdm".split()
     code = f"import sys, autocompress.cli; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", [[], *([c] for c in ("search", "resume", "front", "pick"))])
+COMMANDS = ("search", "resume", "front", "pick", "bench", "calibrate", "explain")
+
+
+@pytest.mark.parametrize("command", [[], *([command] for command in COMMANDS)])
 def test_help_names_every_option(command, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main([*command, "--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
     options = {
-        "search": "--run --trials --latency-budget --max-size --sampler --target --workers --seed "
-        "--quiet",
+        "search": "--run --trials --latency-budget --max-size --max-energy --max-memory --device "
+        "--sampler --target --workers --seed --quiet",
         "resume": "--trials --quiet",
         "front": "--format",
-        "pick": "--max-latency --max-size --min-accuracy --output",
-        "": "search resume front pick bench --version",
+        "pick": "--max-latency --max-size --max-energy --max-memory --min-accuracy --output",
+        "bench": "--reference --threads --runtime",
+        "calibrate": "--target --threads --seconds --quiet",
+        "explain": "--trial --format",
+        "": " ".join((*COMMANDS, "--version")),
     }[command[0] if command else ""]
-    assert all(option in text for option in options.split())
+    assert [option for option in options.split() if option not in text] == []
+
+
+def test_the_commands_are_all_there_are():
+    assert tuple(cli._parser()[1]) == COMMANDS
 
 
 def test_search_hands_over_what_was_given(run, capsys):
     arguments = (
         "search some/digits.toml --run there --trials 7 --latency-budget 1.5 --max-size 300000 "
-        "--sampler nsga2 --target null --workers 1 --seed 0"
+        "--max-energy 0.25 --max-memory 64000 --device cortex-m7 --sampler nsga2 --target null "
+        "--workers 1 --seed 0"
     )
     assert cli.main(arguments.split()) == 0
     (call,) = run.calls
@@ -100,7 +123,8 @@ def test_search_hands_over_what_was_given(run, capsys):
         Path("some/digits.toml"),
         Path("there"),
         {
-            "trials": 7, "latency_ms": 1.5, "max_size_bytes": 300_000, "sampler": "nsga2",
+            "trials": 7, "latency_ms": 1.5, "max_size_bytes": 300_000, "max_energy_mj": 0.25,
+            "max_memory_bytes": 64_000, "device": "cortex-m7", "sampler": "nsga2",
             "target": "null", "seed": 0,
         },
     )  # fmt: skip
@@ -264,23 +288,161 @@ def test_pick_of_a_truncated_file_is_status_2(run, tmp_path, capsys):
     one_error_line(capsys.readouterr(), "sha256")
 
 
+def test_pick_hands_over_every_limit(run, capsys):
+    run.scores = [
+        score(0, 0.9, energy_mj=2.0, activation_bytes=100.0, baseline="uncompressed"),
+        score(1, 0.8, energy_mj=1.0, activation_bytes=200.0),
+    ]
+    for limits, wanted in (
+        ("--max-energy 2", 0), ("--max-energy 1.5", 1), ("--max-memory 150", 0),
+        ("--max-energy 1.5 --max-memory 250", 1),
+    ):  # fmt: skip
+        assert cli.main(["pick", "x", *limits.split()]) == 0
+        assert f"trial                  {wanted}" in capsys.readouterr().out
+    assert cli.main(["pick", "x", "--max-energy", "1.5", "--max-memory", "150"]) == 3
+    one_error_line(capsys.readouterr(), "energy at most 1.5 mJ, activations at most 150 bytes")
+
+
+BLOCKS = ((0.6, 1.0, 0.7, 1.1),) * 12
+
+
+def timing_of(ms=0.65149, clock="cpu", agree=True):
+    return Timing(ms, 0.64, 0.67, 1.06, 0.6146, clock, agree, 0.75, BLOCKS)
+
+
 def test_bench_prints_the_interval_and_the_reference(monkeypatch, capsys):
     calls = []
 
     def bench(path, *, threads=1, reference=None, runtime="onnxruntime"):
         calls.append((path, threads, reference, runtime))
-        return Timing(0.65149, 0.64, 0.67, 1.06, 0.6146, "cpu", True, ())
+        return timing_of() if threads == 1 else timing_of(clock="wall")
 
-    monkeypatch.setattr(api, "bench", bench)
+    monkeypatch.setattr(measuring, "bench", bench)
     assert cli.main(["bench", "a.onnx"]) == 0
     text = capsys.readouterr().out
-    assert text == "latency: 0.6515 ms (95 %: 0.64 to 0.67), CPU clock, threads: 1\n"
-    assert cli.main(["bench", "a.onnx", "--reference", "b.onnx", "--threads", "2"]) == 0
-    assert "reference: 1.06 ms; the file takes 0.615 times that" in capsys.readouterr().out
+    assert text == (
+        "latency: 0.6515 ms (95 %: 0.64 to 0.67), CPU clock, threads: 1, 12 blocks, "
+        "75% of them calm\n"
+    )
+    given = "bench a.onnx --reference b.onnx --threads 2 --runtime openvino"
+    assert cli.main(given.split()) == 0
+    text = capsys.readouterr().out
+    assert "wall clock, threads: 2" in text
+    assert "reference: 1.06 ms; the file takes 0.615 times that" in text
     assert calls == [
         (Path("a.onnx"), 1, None, "onnxruntime"),
-        (Path("a.onnx"), 2, Path("b.onnx"), "onnxruntime"),
+        (Path("a.onnx"), 2, Path("b.onnx"), "openvino"),
     ]
+    monkeypatch.setattr(measuring, "bench", lambda *_, **__: timing_of(agree=False))
+    assert cli.main(["bench", "a.onnx"]) == 0
+    assert "clocks disagree: other threads work too" in capsys.readouterr().out
+
+
+def test_bench_lays_all_runtimes_side_by_side(monkeypatch, capsys):
+    calls = []
+    found = {
+        "onnxruntime": timing_of(0.5), "openvino": timing_of(1.25),
+        "other": ConfigError("The target other\nneeds a package."),
+    }  # fmt: skip
+
+    def bench_all(path, *, threads=1, reference=None):
+        calls.append((path, threads, reference))
+        return found
+
+    monkeypatch.setattr(measuring, "bench_all", bench_all)
+    given = "bench a.onnx --runtime all --threads 2 --reference b.onnx"
+    assert cli.main(given.split()) == 0
+    assert calls == [(Path("a.onnx"), 2, Path("b.onnx"))]
+    assert capsys.readouterr().out.splitlines() == [
+        "onnxruntime  0.5 ms (95 %: 0.64 to 0.67), 1.00 × the fastest, CPU clock",
+        "openvino     1.25 ms (95 %: 0.64 to 0.67), 2.50 × the fastest, CPU clock",
+        "other        The target other needs a package.",
+    ]
+    del found["onnxruntime"], found["openvino"]
+    assert cli.main(["bench", "a.onnx", "--runtime", "all"]) == 2
+
+
+def short_bench(monkeypatch):
+    """Let the real benchmarks take a moment."""
+    for name in ("bench", "bench_all"):
+        whole = getattr(measuring, name)
+        monkeypatch.setattr(
+            measuring, name, lambda *a, w=whole, **k: w(*a, **{"seconds": 0.02, **k})
+        )
+
+
+def test_bench_of_real_runtimes_one_of_which_refuses(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("openvino")
+    short_bench(monkeypatch)
+    both = write(tmp_path / "both.onnx")
+    assert cli.main(["bench", str(both), "--runtime", "all"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["onnxruntime", "openvino"]
+    assert all("× the fastest" in line for line in lines)
+    one = write(tmp_path / "one.onnx", "Det", out=("n",))
+    assert cli.main(["bench", str(one), "--runtime", "all"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert "1.00 × the fastest" in first
+    assert second.startswith("openvino     A model file must load in OpenVINO")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.delitem(sys.modules, "autocompress.targets.openvino", raising=False)
+    assert cli.main(["bench", str(both), "--runtime", "all"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert "1.00 × the fastest" in first
+    assert second.startswith("openvino     The target openvino needs the package openvino")
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_bench_of_what_cannot_be_opened_is_one_line(tmp_path, capsys, runtime):
+    pytest.importorskip(runtime)
+    text = tmp_path / "text.onnx"
+    text.write_text("no model")
+    for path in (text, tmp_path / "none.onnx"):
+        assert cli.main(["bench", str(path), "--runtime", runtime]) == 2
+        one_error_line(capsys.readouterr(), "A model file must load in")
+    assert cli.main(["bench", str(text), "--runtime", "all"]) == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["onnxruntime", "openvino"]
+    assert cli.main(["bench", str(text), "--runtime", "onnx"]) == 2
+    one_error_line(capsys.readouterr(), "Did you mean 'onnxruntime'?")
+
+
+def test_calibrate_prints_the_errors_and_the_place(monkeypatch, capsys):
+    calls = []
+
+    def calibrate_config(path, *, target, threads, seconds, progress):
+        calls.append((path, target, threads, seconds))
+        for part in (0.0, 0.5, 1.0):
+            progress(part)
+        errors = np.linspace(-0.1, 0.1, 41)
+        return Calibrated(
+            Path("cache/x.json"), 41, errors, "the latency calibration was of another"
+        )
+
+    monkeypatch.setattr(measuring, "calibrate_config", calibrate_config)
+    given = "calibrate c.toml --target openvino --threads 2 --seconds 7.5"
+    assert cli.main(given.split()) == 0
+    captured = capsys.readouterr()
+    assert captured.out == (
+        "latency model of 41 measured plans; held out in turn, half of them are predicted within "
+        "5.0% and 95 % within 9.5%\nkept in: cache/x.json\n"
+    )
+    assert "calibrating 100 %" in captured.err
+    assert captured.err.endswith("note: the latency calibration was of another\n")
+    assert cli.main(["calibrate", "c.toml", "--quiet"]) == 0
+    assert "calibrating" not in capsys.readouterr().err
+    assert calls == [(Path("c.toml"), "openvino", 2, 7.5), (Path("c.toml"), None, None, 120.0)]
+
+
+def test_explain_prints_the_receipt(run, capsys):
+    assert cli.main(["explain", "x", "--trial", "3"]) == 0
+    text = capsys.readouterr().out
+    assert text.splitlines()[0].startswith("layer        kind")
+    assert "18,560 → 1,520" in text
+    assert cli.main(["explain", "x", "--trial", "4", "--format", "json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert (data["trial"], len(data["lines"])) == (4, len(LINES))
+    assert run.calls == [3, 4]
 
 
 @pytest.mark.parametrize(
@@ -290,10 +452,13 @@ def test_bad_input_is_one_line_and_status_2(error, monkeypatch, capsys):
     def fail(*_, **__):
         raise error("The rule:\n  the value.\nThe fix.")
 
-    for name in ("search_config", "open_run", "bench"):
+    for name in ("search_config", "open_run"):
         monkeypatch.setattr(api, name, fail)
-    for command in ("search", "resume", "front", "pick", "bench"):
-        assert cli.main([command, "x"]) == 2
+    for name in ("bench", "bench_all", "calibrate_config"):
+        monkeypatch.setattr(measuring, name, fail)
+    for command in COMMANDS:
+        more = ["--trial", "1"] if command == "explain" else []
+        assert cli.main([command, "x", *more]) == 2
         one_error_line(capsys.readouterr(), "The rule: the value. The fix.")
 
 
@@ -318,6 +483,19 @@ def test_other_errors_are_not_hidden(monkeypatch):
         ("resume d --trials -3", "at least 1, not '-3'"),
         ("search x.toml --latency-budget nan", "above 0, not 'nan'"),
         ("search x.toml --max-size 0", "above 0, not '0'"),
+        ("search x.toml --max-energy -1", "above 0, not '-1'"),
+        ("search x.toml --max-energy inf", "above 0, not 'inf'"),
+        ("search x.toml --max-memory 1.5", "an integer (bytes) above 0, not '1.5'"),
+        ("search x.toml --divice m7", "Did you mean '--device'?"),
+        ("pick d --max-energy 0", "above 0, not '0'"),
+        ("pick d --max-memory x", "above 0, not 'x'"),
+        ("bench f --threads 0", "at least 1, not '0'"),
+        ("calibrate c.toml --seconds 0", "above 0, not '0'"),
+        ("calibrate c.toml --second 3", "Did you mean '--seconds'?"),
+        ("calibrate", "required: CONFIG.toml"),
+        ("explain d", "required: --trial"),
+        ("explain d --trial -1", "at least 0, not '-1'"),
+        ("explain d --trial 1 --format csv", "invalid choice: 'csv'"),
         (f"search x.toml --trials {10**400}", "an integer of at least 1"),
         ("search x.toml --seed -1", "at least 0, not '-1'"),
         ("pick d --min-accuracy inf", "a number, not 'inf'"),
@@ -341,7 +519,10 @@ def test_more_than_one_worker_is_refused(run, capsys):
 
 def test_missing_files_end_before_anything_is_written(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for command in (["search", "no.toml"], ["resume", "no"], ["front", "no"], ["pick", "no"]):
+    for command in (
+        ["search", "no.toml"], ["resume", "no"], ["front", "no"], ["pick", "no"],
+        ["bench", "no.onnx"], ["calibrate", "no.toml"], ["explain", "no", "--trial", "0"],
+    ):  # fmt: skip
         assert cli.main(command) == 2
         one_error_line(capsys.readouterr(), "no")
     assert list(tmp_path.iterdir()) == []
@@ -357,6 +538,124 @@ def test_libraries_stay_off_the_screen(run, capsys):
     assert cli.main(["search", "x.toml"]) == 0
     assert "noise" not in capsys.readouterr().err
     assert logging.root.manager.disable == before
+
+
+CONFIG = f"""
+[task]
+name = "tests.test_api:small_task"
+[search]
+sampler = "random"
+trials = 12
+[target]
+name = "null"
+[space.knobs]
+{"".join(f'"{pattern}" = {values}' + chr(10) for pattern, values in SPACE.items())}
+"""
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    monkeypatch.setattr(Front, "plot", lambda front, path: path.touch())
+    path = tmp_path / "small.toml"
+    path.write_text(CONFIG)
+    return str(path)
+
+
+def test_a_budget_that_nothing_meets_is_status_3_with_miss_and_floor(config, tmp_path, capsys):
+    place = str(tmp_path / "run")
+    assert cli.main(["search", config, "--run", place, "--max-size", "100"]) == 3
+    captured = capsys.readouterr()
+    note, error = captured.err.splitlines()[-2:]
+    assert note == (
+        "note: the search ended after 5 trials: no plan is predicted to meet max_size_bytes"
+    )
+    assert error.startswith(
+        "autocompress: error: No model meets the limits (size at most 100 bytes). The closest "
+        "miss is trial 2: accuracy"
+    )
+    assert "The predicted floor of this search space: size 2," in error
+    assert "closest miss; nothing meets the budget" in captured.out
+    assert cli.main(["front", place]) == 3
+    assert capsys.readouterr().err == error + "\n"
+    # a pick may be of another limit
+    assert cli.main(["pick", place, "--max-size", "3000"]) == 0
+    assert "keep 0.5" in capsys.readouterr().out
+
+
+def test_limits_of_the_command_line_hold(config, tmp_path, capsys):
+    place = tmp_path / "run"
+    given = ["--max-size", "2700", "--max-memory", "5000", "--trials", "14", "--quiet"]
+    assert cli.main(["search", config, "--run", str(place), *given]) == 0
+    out = capsys.readouterr().out
+    assert "budget: size at most 2,700 bytes, activations at most 5,000 bytes" in out
+    assert "predicted over budget, not built" in out
+    run = api.open_run(place)
+    assert run.config.budget == Budget(max_size_bytes=2700, max_memory_bytes=5000)
+    assert all(pick.score.size_bytes <= 2700 for pick in run.front())
+    over = next(score for score in run.scores if score.outcome == "over_budget")
+    assert cli.main(["explain", str(place), "--trial", str(over.trial)]) == 0
+    assert "(predicted, not built)" in capsys.readouterr().out
+
+
+def test_a_search_for_a_device_says_what_is_predicted(config, tmp_path, capsys):
+    given = ["--device", "cortex-m7", "--max-energy", "1", "--trials", "2", "--quiet"]
+    assert cli.main(["search", config, "--run", str(tmp_path / "run"), *given]) == 0
+    assert "on cortex-m7: predicted from its device file" in capsys.readouterr().out
+    assert cli.main(["search", config, "--run", str(tmp_path / "b"), *given[2:]]) == 2
+    one_error_line(capsys.readouterr(), "or --device")
+    given[1] = "cortex"
+    assert cli.main(["search", config, "--run", str(tmp_path / "b"), *given]) == 2
+    one_error_line(capsys.readouterr(), "Did you mean 'cortex-")
+    assert not (tmp_path / "b").exists()
+
+
+def test_calibrate_and_explain_from_end_to_end(config, tmp_path, capsys):
+    place = str(tmp_path / "run")
+    assert cli.main(["search", config, "--run", place, "--trials", "4", "--quiet"]) == 0
+    assert cli.main(["explain", place, "--trial", "2"]) == 0
+    capsys.readouterr()
+    assert cli.main(["explain", place, "--trial", "2"]) == 0
+    before = capsys.readouterr().out
+    assert "autocompress calibrate makes one" in before
+    assert "predicted" not in before
+    assert cli.main(["calibrate", config, "--seconds", "0.01"]) == 0
+    captured = capsys.readouterr()
+    assert "calibrating 100 %" in captured.err
+    assert "latency model of 40 measured plans" in captured.out
+    (line,) = (line for line in captured.out.splitlines() if line.startswith("kept in: "))
+    assert len(Calibration.read(Path(line.removeprefix("kept in: "))).samples) == 40
+    assert cli.main(["explain", place, "--trial", "2"]) == 0
+    after = capsys.readouterr().out
+    assert "predicted ms: 0.0" in after
+    assert "8×32 → 8×16" in after
+    assert "32 → 8" in after
+    assert cli.main(["explain", place, "--trial", "2", "--format", "json"]) == 0
+    data = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    parts = [line["after"]["predicted_ms"] or 0.0 for line in data["lines"]]
+    assert data["predicted_ms"] == pytest.approx(math.fsum(parts))
+    assert data["outcome"] == "ok"
+    assert cli.main(["explain", place, "--trial", "99"]) == 2
+    one_error_line(capsys.readouterr(), "trials 0 to 3 but for those that failed: not 99.")
+
+
+def test_explain_of_a_failed_trial_is_one_line(config, tmp_path, monkeypatch, capsys):
+    from autocompress.searching.evaluate import Evaluator
+
+    figures, calls = Evaluator._figures, []
+
+    def fail_once(*given):
+        calls.append(1)
+        if len(calls) == 2:
+            raise ArtifactError("it broke")
+        return figures(*given)
+
+    monkeypatch.setattr(Evaluator, "_figures", fail_once)
+    place = str(tmp_path / "run")
+    assert cli.main(["search", config, "--run", place, "--trials", "2", "--quiet"]) == 0
+    assert [score.outcome for score in api.open_run(place).scores] == ["ok", "failed", "ok"]
+    capsys.readouterr()
+    assert cli.main(["explain", place, "--trial", "1"]) == 2
+    one_error_line(capsys.readouterr(), "but for those that failed: not 1.")
 
 
 def test_a_reader_that_leaves_ends_quietly():

@@ -76,7 +76,8 @@ class Estimate:
 class Estimator:
     """Estimates plans of one network on a target, and on a device that is not at hand.
 
-    ``model`` is the latency model fitted to this machine, which every measured trial refines.
+    ``model`` is the latency model fitted to this machine. Every measured trial refines it, and
+    shows which biases stay in float32.
     """
 
     def __init__(
@@ -91,10 +92,14 @@ class Estimator:
     ) -> None:
         self.network, self.abilities, self.builder = network, abilities, builder
         self.options, self.device, self.model = options, device, model
+        # by name: the least channels of a bias that was in float32, the most of one in float16
+        self._long: dict[str, int] = {}
+        self._short: dict[str, int] = {}
 
     def __call__(self, plan: Plan) -> Estimate:
         """Return the estimate of a plan; raise PlanError if it does not fit the network."""
-        drawn = sketch(self.network, plan, self.abilities, self.options)
+        long = {name: max(n, self._short.get(name, 0) + 1) for name, n in self._long.items()}
+        drawn = sketch(self.network, plan, self.abilities, self.options, long=long)
         return self.of(drawn, len(self.builder.content(drawn)))
 
     def of(self, compressed: Compressed, size_bytes: float) -> Estimate:
@@ -123,7 +128,13 @@ class Estimator:
         )
 
     def learn(self, compressed: Compressed, ms: float) -> None:
-        """Take a measured latency in milliseconds into the model, if there is one."""
+        """Take in how a network was compressed, and its measured latency in milliseconds."""
+        for layer in compressed.network.layers:
+            name, channels = layer.bias, len(compressed.network.params[layer.bias])
+            if name in compressed.weights:
+                self._short[name] = max(channels, self._short.get(name, 0))
+            elif layer.weight in compressed.weights:
+                self._long[name] = min(channels, self._long.get(name, channels))
         if self.model is not None:
             self.model.add(terms(self.work(compressed)), ms)
 

@@ -9,28 +9,29 @@ operators, and the prediction comes with its error bar and with each operator's 
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve, cholesky, solve_triangular
+from scipy.linalg import cho_solve, solve_triangular
 from scipy.optimize import minimize, nnls
+from scipy.sparse import csr_array
 
-from autocompress.cost.terms import TILES, Term, features
+from autocompress.cost.process import Alike, Floats, Ints, Rows, cholesky_of, compare, rows_of
+from autocompress.cost.terms import Term, features
 
 __all__ = ["LatencyModel", "Prediction"]
 
-Floats = NDArray[np.float64]
-
 _LEAST = 12  # samples before a model is one
-_SEARCHED = 160  # samples that the process's constants are chosen on
+_SEARCHED = 300  # samples that the process's constants are chosen on, fewer where these have
+_SEARCHED_PAIRS = 2**23  # more pairs of different terms
+_BLOCK = 2**21  # pairs that are compared at once
 _FOLDS = 5
 # length in log sizes, cost of another tile, of other formats before and after, share without
 # tiles, variance of the process and of the features' part, noise
-_START = np.log([0.8, 0.5, 0.3, 0.3, 0.5, 0.05, 0.01, 0.012])
-_RANGE = np.log([6, 50, 50, 50, 20, 50, 50, 2.5])
+_START = np.log([0.8, 0.5, 0.3, 0.3, 0.5, 0.2, 0.01, 0.012])
+_RANGE = np.log([20, 100, 100, 100, 50, 100, 500, 3])
 
 
 @dataclass(frozen=True)
@@ -48,53 +49,14 @@ class Prediction:
     unknown: tuple[str, ...] = ()
 
 
-@dataclass(eq=False)
-class _Family:
-    """The terms of one family: their sizes [n, 2] in logs, tiles [n, 6], formats and scales."""
-
-    index: dict[Term, int] = field(default_factory=dict)
-
-    def place(self, term: Term) -> int:
-        return self.index.setdefault(term, len(self.index))
-
-    def arrays(self, terms: Iterable[Term] | None = None) -> tuple[Any, ...]:
-        listed = list(self.index if terms is None else terms)
-        sizes = np.array([(max(t.into, 1), max(t.out, 1)) for t in listed], dtype=np.float64)
-        tiles = np.array(
-            [[size % tile == 0 for size in (t.into, t.out) for tile in TILES] for t in listed]
-        )
-        before = np.array([t.before for t in listed])
-        after = np.array([t.after for t in listed])
-        return np.log(sizes), tiles, before, after, np.array([_scale(t) for t in listed])
-
-
-def _scale(term: Term) -> float:
-    """Return the order of a term's time, in arbitrary units: what it may deviate by."""
-    macs = term.work * term.into * term.out
-    moved = term.area * (term.into + term.out) if term.work else term.area
-    return macs * 5e-8 + moved * 2e-7 + 2e-3
-
-
-def _covariance(a: tuple[Any, ...], b: tuple[Any, ...], constants: Floats) -> Floats:
-    """Return the covariance of two lists of terms of one family."""
-    length, tile, before, after, plain = constants[:5]
-    distance = ((a[0][:, None, :] - b[0][None, :, :]) ** 2).sum(-1)
-    steps = (a[1][:, None, :] != b[1][None, :, :]).sum(-1)
-    alike: Floats = np.exp(-distance / (2 * length**2))
-    alike *= (plain + np.exp(-tile * steps)) / (1 + plain)
-    alike *= np.where(a[2][:, None] != b[2][None, :], 1 / (1 + before), 1.0)
-    alike *= np.where(a[3][:, None] != b[3][None, :], 1 / (1 + after), 1.0)
-    alike *= a[4][:, None] * b[4][None, :]
-    return alike
-
-
 class LatencyModel:
     """Predicts milliseconds from terms, after networks that were measured.
 
     ``samples``: pairs of a network's terms and its latency in milliseconds. ``prior``: for features
     by name, milliseconds a unit from the runtime's own profile; the fit is drawn to their ratios,
     not their size, since profiling slows what it measures. ``errors`` are the relative errors of
-    samples that were held out in turn. Raises ValueError for too few samples.
+    samples that were held out in turn. Raises ValueError for too few samples, and for a latency
+    that is not above 0.
     """
 
     errors: Floats
@@ -104,15 +66,18 @@ class LatencyModel:
         samples: Sequence[tuple[Sequence[Term], float]],
         prior: Mapping[str, float] | None = None,
     ) -> None:
-        self.samples = [(tuple(t._replace(op="") for t in terms), ms) for terms, ms in samples]
+        if len(samples) < _LEAST:
+            raise ValueError(f"A latency model needs {_LEAST} samples, not {len(samples)}.")
+        self.samples = [_sample(terms, ms) for terms, ms in samples]
         self.prior = dict(prior or {})
         self._waiting = 0
-        self._constants: Floats | None = None
+        self._constants = np.exp(_START)
+        self._chosen_on = 0  # as many samples
         self._fit()
 
     def add(self, terms: Sequence[Term], ms: float) -> None:
         """Take in one more measured network; it counts from the next few on."""
-        self.samples.append((tuple(t._replace(op="") for t in terms), ms))
+        self.samples.append(_sample(terms, ms))
         self._waiting += 1
         if self._waiting >= max(4, len(self.samples) // 50):
             self._fit()
@@ -123,43 +88,65 @@ class LatencyModel:
         return frozenset(self._families)
 
     def _fit(self) -> None:
-        if len(self.samples) < _LEAST:
-            raise ValueError(f"A latency model needs {_LEAST} samples, not {len(self.samples)}.")
         self._waiting = 0
-        self._families: dict[str, _Family] = {}
+        self._index_terms()
+        self._times = np.array([ms for _, ms in self.samples])
+        orders = np.maximum(self._counts @ self._rows.scale, 1e-9)
+        self._unit = float(np.median(self._times / orders))
+        if len(self._times) >= 1.5 * self._chosen_on:
+            self._constants, self._chosen_on = self._choose(), len(self._times)
+        everyone = np.arange(len(self._times))
+        self._rates = self._linear(everyone)
+        whole = self._whole()
+        self._lower = cholesky_of(whole)
+        weights = cho_solve((self._lower, True), self._times - self._design @ self._rates)
+        # what every prediction multiplies by
+        variance, share = self._constants[5] * self._unit**2, self._constants[6]
+        self._pulls = variance * (self._counts.T @ weights) * self._rows.scale
+        self._slope = self._rates * (1 + share * ((self._design * self._rates).T @ weights))
+        self._bar = self._held_out(whole)
+
+    def _index_terms(self) -> None:
+        """Number the different terms, those of one family in a row, and count them by sample."""
+        families: dict[str, dict[Term, None]] = {}
         for terms, _ in self.samples:
             for term in terms:
-                self._families.setdefault(term.family, _Family()).place(term)
-        count = len(self.samples)
-        self._counts = {n: np.zeros((count, len(f.index))) for n, f in self._families.items()}
-        for row, (terms, _) in enumerate(self.samples):
-            for term in terms:
-                self._counts[term.family][row, self._families[term.family].index[term]] += 1
-        self._arrays = {name: family.arrays() for name, family in self._families.items()}
-        self._times = np.array([ms for _, ms in self.samples])
-        names = sorted(
-            {n for f in self._families.values() for t in f.index for n, _ in features(t)}
-        )
+                families.setdefault(term.family, {})[term] = None
+        distinct = [term for found in families.values() for term in found]
+        self._places = {term: place for place, term in enumerate(distinct)}
+        self._families: dict[str, slice] = {}
+        for name, found in families.items():
+            start = self._places[next(iter(found))]
+            self._families[name] = slice(start, start + len(found))
+        self._formats: dict[str, int] = {}
+        self._rows = rows_of(distinct, self._formats)
+        places = [self._places[term] for terms, _ in self.samples for term in terms]
+        ends = np.cumsum([0, *(len(terms) for terms, _ in self.samples)])
+        shape = (len(self.samples), len(distinct))
+        self._counts = csr_array((np.ones(len(places)), places, ends), shape=shape)
+        self._counts.sum_duplicates()
+        names = sorted({name for term in distinct for name, _ in features(term)})
         self._columns = {name: place for place, name in enumerate(names)}
-        self._design = np.array([self._row(terms) for terms, _ in self.samples])
-        if self._constants is None:
-            self._constants = self._choose()
-        everyone = np.arange(count)
-        self._rates, self._factor, self._weights = self._solve(everyone)
-        self._fold_weights()
-        self._bar = self._held_out()
+        self._amounts = self._amounts_of(distinct)
+        self._design: Floats = (self._counts @ self._amounts).toarray()
 
-    def _row(self, terms: Iterable[Term]) -> Floats:
-        row = np.zeros(len(self._columns))
+    def _amounts_of(self, terms: Sequence[Term]) -> Any:
+        """Return the features of terms, sparse [terms, features]; those that no sample has: 0."""
+        values, columns, ends = [], [], [0]
         for term in terms:
             for name, amount in features(term):
-                row[self._columns[name]] += amount
-        return row
+                if name in self._columns:
+                    values.append(amount)
+                    columns.append(self._columns[name])
+            ends.append(len(values))
+        return csr_array((values, columns, ends), shape=(len(terms), len(self._columns)))
 
-    def _linear(self, rows: NDArray[np.int64]) -> Floats:
+    def _linear(self, rows: Ints) -> Floats:
         """Return milliseconds a unit of every feature, least squares of relative errors, ≥ 0."""
         relative = self._design[rows] / self._times[rows, None]
-        size = np.sqrt((relative**2).sum(0)) + 1e-12
+        size: Floats = np.sqrt((relative**2).sum(0)) + 1e-12
+        if not len(size):  # networks of views alone
+            return size
         drawn = np.zeros(len(size))
         if self.prior:
             guess = np.array([self.prior.get(name, 0.0) for name in self._columns])
@@ -172,74 +159,92 @@ class LatencyModel:
         rates: Floats = nnls(system, wanted, maxiter=50 * len(size))[0] / size
         return rates
 
-    def _process(self, constants: Floats, rows: NDArray[np.int64]) -> Floats:
-        """Return the covariance of networks' times that the terms' processes give."""
-        total = np.zeros((len(rows), len(rows)))
-        for name, counts in self._counts.items():
-            used = counts[rows]
-            seen = np.flatnonzero(used.any(0))
-            arrays = tuple(part[seen] for part in self._arrays[name])
-            total += used[:, seen] @ _covariance(arrays, arrays, constants) @ used[:, seen].T
-        return total
+    def _by_family(self, rows: Ints) -> Iterator[tuple[Any, Rows]]:
+        """Yield how often samples have a family's terms, times the terms' scales, and the terms.
 
-    def _whole(self, constants: Floats, rows: NDArray[np.int64], rates: Floats) -> Floats:
-        linear = self._design[rows] * rates
-        noise = np.diag((constants[7] * self._times[rows]) ** 2)
-        whole: Floats = constants[6] * (linear @ linear.T) + noise
-        whole += constants[5] * self._process(constants, rows)
+        The former are sparse [samples, terms].
+        """
+        counts = self._counts[rows].tocsc()
+        for place in self._families.values():
+            used = np.diff(counts.indptr[place.start : place.stop + 1]) > 0
+            seen = place.start + np.flatnonzero(used)
+            terms = self._rows.take(seen)
+            yield (counts[:, seen] * terms.scale).tocsr(), terms
+
+    def _whole(self) -> Floats:
+        """Return the covariance of the samples' times."""
+        alike = Alike(self._constants[:5])
+        count = len(self._times)
+        process = np.zeros((count, count))
+        for used, terms in self._by_family(np.arange(count)):
+            step = max(1, _BLOCK // len(terms.into))
+            for start in range(0, len(terms.into), step):
+                block = slice(start, start + step)
+                shared = alike(*compare(terms, terms.take(block)))
+                process += used[:, block] @ (used @ shared).T
+        variance, share, noise = self._constants[5:]
+        linear = self._design * self._rates
+        whole: Floats = variance * self._unit**2 * process + share * (linear @ linear.T)
+        whole[np.diag_indices(count)] += (noise * self._times) ** 2
         return whole
 
     def _choose(self) -> Floats:
         """Return the process's constants of highest marginal likelihood."""
-        rows = np.linspace(0, len(self._times) - 1, min(_SEARCHED, len(self._times))).astype(int)
-        rates = self._linear(rows)
-        rest = self._times[rows] - self._design[rows] @ rates
+        count = min(_SEARCHED, len(self._times))
+        while True:
+            rows = np.linspace(0, len(self._times) - 1, count).astype(np.intp)
+            families = list(self._by_family(rows))
+            if count <= 40 or sum(len(t.into) ** 2 for _, t in families) <= _SEARCHED_PAIRS:
+                break
+            count //= 2
+        compared = [(used, used.T.tocsr(), *compare(t, t)) for used, t in families]
+        times = self._times[rows] / self._unit
+        linear = self._design[rows] * self._linear(rows) / self._unit
+        rest = times - linear.sum(1)
 
-        def loss(logs: Floats) -> float:
-            try:
-                lower = cholesky(self._whole(np.exp(logs), rows, rates), lower=True)
-            except np.linalg.LinAlgError:
-                return 1e9
-            white = solve_triangular(lower, rest, lower=True)
-            return float(0.5 * white @ white + np.log(lower.diagonal()).sum())
+        def loss(logs: Floats) -> tuple[float, Floats]:
+            """Return minus the log of the likelihood, and its slopes (Rasmussen 2006, eq. 5.9)."""
+            constants = np.exp(logs)
+            variance, share, noise = constants[5:]
+            alike = Alike(constants[:5])
+            shared = [alike(distance, differ) for _, _, distance, differ in compared]
+            process = np.zeros((count, count))
+            for (used, _, _, _), found in zip(compared, shared, strict=True):
+                process += used @ (used @ found).T
+            whole = variance * process + share * (linear @ linear.T)
+            whole[np.diag_indices(count)] += (noise * times) ** 2
+            lower = cholesky_of(whole)
+            weights = cho_solve((lower, True), rest)
+            pull = (cho_solve((lower, True), np.eye(count)) - np.outer(weights, weights)) / 2
+            slopes = np.zeros(len(constants))
+            for (_, back, distance, differ), found in zip(compared, shared, strict=True):
+                found *= back @ (back @ pull).T
+                slopes[:5] += variance * alike.slopes(distance, differ, found)
+            slopes[5] = variance * np.vdot(pull, process)
+            slopes[6] = share * np.vdot(pull @ linear, linear)
+            slopes[7] = 2 * noise**2 * (pull.diagonal() @ times**2)
+            return float(0.5 * rest @ weights + np.log(lower.diagonal()).sum()), slopes
 
         bounds = list(zip(_START - _RANGE, _START + _RANGE, strict=True))
-        best = minimize(loss, _START, method="L-BFGS-B", bounds=bounds, options={"maxiter": 12})
+        best = minimize(
+            loss, _START, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 40}
+        )
         constants: Floats = np.exp(best.x)
         return constants
 
-    def _solve(self, rows: NDArray[np.int64]) -> tuple[Floats, Any, Floats]:
-        assert self._constants is not None
-        rates = self._linear(rows)
-        factor = cho_factor(self._whole(self._constants, rows, rates), lower=True)
-        rest = self._times[rows] - self._design[rows] @ rates
-        return rates, factor, cho_solve(factor, rest)
-
-    def _fold_weights(self) -> None:
-        """Prepare what every prediction multiplies by."""
-        assert self._constants is not None
-        self._pulls = {
-            name: self._constants[5] * (counts.T @ self._weights)
-            for name, counts in self._counts.items()
-        }
-        linear = self._design * self._rates
-        self._slope = self._rates * (1 + self._constants[6] * (linear.T @ self._weights))
-
-    def _held_out(self) -> float:
+    def _held_out(self, whole: Floats) -> float:
         """Return the multiple of the standard deviation that 95 % of held-out errors stay in."""
-        assert self._constants is not None
         count = len(self._times)
-        whole = self._whole(self._constants, np.arange(count), self._rates)
         misses, relative = [], []
         for fold in range(_FOLDS):
             out = np.arange(fold, count, _FOLDS)
             kept = np.setdiff1d(np.arange(count), out)
             rates = self._linear(kept)
-            factor = cho_factor(whole[np.ix_(kept, kept)], lower=True)
-            cross = whole[np.ix_(out, kept)]
+            lower = cholesky_of(whole[np.ix_(kept, kept)])
+            cross = solve_triangular(lower, whole[np.ix_(kept, out)], lower=True)
             rest = self._times[kept] - self._design[kept] @ rates
-            found = self._design[out] @ rates + cross @ cho_solve(factor, rest)
-            spread = whole.diagonal()[out] - (cross * cho_solve(factor, cross.T).T).sum(1)
+            found = self._design[out] @ rates + solve_triangular(lower, rest, lower=True) @ cross
+            spread = whole.diagonal()[out] - (cross**2).sum(0)
             misses.append((found - self._times[out]) / np.sqrt(np.maximum(spread, 1e-18)))
             relative.append(found / self._times[out] - 1)
         self.errors = np.concatenate(relative)
@@ -247,46 +252,69 @@ class LatencyModel:
 
     def parts(self, terms: Sequence[Term]) -> Floats:
         """Return the expected milliseconds of each term; its family must be known."""
-        assert self._constants is not None
-        found = np.zeros(len(terms))
-        for place, term in enumerate(terms):
-            arrays = self._families[term.family].arrays([term])
-            shared = _covariance(arrays, self._arrays[term.family], self._constants)
-            found[place] = float(shared[0] @ self._pulls[term.family])
-            for name, amount in features(term):
-                found[place] += amount * self._slope[self._columns[name]]
-        return found
+        return self._expect(terms)[0]
 
-    def predict(self, terms: Sequence[Term]) -> Prediction:
-        """Return the latency of a network of these terms."""
-        unknown = sorted({t.family for t in terms} - set(self._families))
-        if unknown:
-            return Prediction(math.nan, math.nan, math.nan, unknown=tuple(unknown))
-        assert self._constants is not None
+    def _expect(self, terms: Sequence[Term]) -> tuple[Floats, Floats, Floats, float]:
+        """Return what is expected of each term, and what the error of their sum hangs on.
+
+        That is the sum's features, and the covariance of its process with every known term and
+        with itself.
+        """
+        alike = Alike(self._constants[:5])
         groups: dict[str, list[int]] = {}
         for place, term in enumerate(terms):
             groups.setdefault(term.family, []).append(place)
-        parts = np.zeros(len(terms))
-        cross = np.zeros(len(self._times))
-        own = 0.0
-        variance = self._constants[5]
-        for name, places in groups.items():
-            arrays = self._families[name].arrays(terms[place] for place in places)
-            shared = _covariance(arrays, self._arrays[name], self._constants)
-            parts[places] = shared @ self._pulls[name]
-            cross += variance * (self._counts[name] @ shared.sum(0))
-            own += variance * float(_covariance(arrays, arrays, self._constants).sum())
-        row = self._row(terms)
-        for place, term in enumerate(terms):
-            parts[place] += sum(
-                amount * self._slope[self._columns[name]] for name, amount in features(term)
-            )
-        linear = row * self._rates
-        cross += self._constants[6] * ((self._design * self._rates) @ linear)
-        own += self._constants[6] * float(linear @ linear)
+        order = [place for found in groups.values() for place in found]
+        rows, amounts = self._find([terms[place]._replace(op="") for place in order])
+        parts: Floats = amounts @ self._slope
+        cross = np.zeros(len(self._places))
+        own, stop = 0.0, 0
+        for name, found in groups.items():
+            here, known = slice(stop, stop + len(found)), self._families[name]
+            some, others, stop = rows.take(here), self._rows.take(known), here.stop
+            shared = alike(*compare(some, others))
+            parts[here] += some.scale * (shared @ self._pulls[known])
+            cross[known] = (some.scale @ shared) * others.scale
+            own += float(some.scale @ alike(*compare(some, some)) @ some.scale)
+        in_order = np.empty_like(parts)
+        in_order[order] = parts
+        return in_order, np.asarray(amounts.sum(0)), cross, own
+
+    def _find(self, terms: Sequence[Term]) -> tuple[Rows, Any]:
+        """Return terms as numbers, and their features: those of known ones are at hand."""
+        places = np.array([self._places.get(term, -1) for term in terms], dtype=np.intp)
+        new = np.flatnonzero(places < 0)
+        if len(new) == len(places):
+            return rows_of(terms, self._formats), self._amounts_of(terms)
+        rows, amounts = self._rows.take(places), self._amounts[places]
+        if len(new):
+            unseen = [terms[place] for place in new.tolist()]
+            for part, fresh in zip(rows, rows_of(unseen, self._formats), strict=True):
+                part[new] = fresh
+            amounts = amounts.toarray()
+            amounts[new] = self._amounts_of(unseen).toarray()
+        return rows, amounts
+
+    def predict(self, terms: Sequence[Term]) -> Prediction:
+        """Return the latency of a network of these terms."""
+        unknown = sorted({term.family for term in terms} - set(self._families))
+        if unknown:
+            return Prediction(math.nan, math.nan, math.nan, unknown=tuple(unknown))
+        variance, share, noise = self._constants[5:]
+        variance *= self._unit**2
+        parts, amounts, between, own = self._expect(terms)
+        linear = amounts * self._rates
+        cross = variance * (self._counts @ between)
+        cross += share * (self._design @ (self._rates * linear))
+        white = solve_triangular(self._lower, cross, lower=True)
+        spread = variance * own + share * float(linear @ linear) - float(white @ white)
         ms = float(parts.sum())
-        spread = own - float(cross @ cho_solve(self._factor, cross))
-        noise = (self._constants[7] * ms) ** 2
-        bar = self._bar * float(np.sqrt(max(spread, 0.0) + noise))
+        bar = self._bar * math.sqrt(max(spread, 0.0) + (noise * ms) ** 2)
         listed = tuple(zip(terms, parts.tolist(), strict=True))
         return Prediction(ms, max(0.0, ms - bar), ms + bar, listed)
+
+
+def _sample(terms: Sequence[Term], ms: float) -> tuple[tuple[Term, ...], float]:
+    if not 0 < ms < math.inf:
+        raise ValueError(f"A latency must be above 0 and finite, not {ms}.")
+    return tuple(term._replace(op="") for term in terms), float(ms)

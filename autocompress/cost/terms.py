@@ -20,7 +20,7 @@ class Term(NamedTuple):
     """One operator or conversion; ``op`` is the node's name in the workload, "" in a model.
 
     ``family`` says what it is apart from sizes: terms of one family share what is known of them.
-    ``into`` and ``out``: channels a group and channels of a layer, else elements read and written.
+    ``into`` and ``out``: channels a group and channels of a layer, else all channels read and made.
     ``work``: output positions times taps of a layer; ``before`` and ``after``: formats around.
     """
 
@@ -69,10 +69,9 @@ def terms(workload: Workload) -> tuple[Term, ...]:
             change = f"{made}{'r' if workload.values[value].bits <= 8 and made != 'q' else ''}"
             if change != own and (value, own) not in converted:
                 converted.add((value, own))
-                size = workload.values[value].elements
-                found.append(
-                    Term(f"convert {change} to {own}", size, size, 0, size, "", "", op.node)
-                )
+                size, at = workload.values[value].elements, workload.values[value].positions
+                family = f"convert {change} to {own}, {at} positions"
+                found.append(Term(family, size // at, 1, 0, size, "", "", op.node))
         after = "".join(sorted({_own(reader) for reader in readers.get(op.output, ())}))
         before = "".join(sorted(given(value) for value in inputs))
         bits = "q" if workload.values[op.output].bits <= 8 else ""
@@ -82,15 +81,21 @@ def terms(workload: Workload) -> tuple[Term, ...]:
 
 def _own(op: Op) -> str:
     """The format in which an operator works."""
-    return ("q" if op.a_bits <= 8 else "f") if op.layer else "p"
+    if not op.layer:
+        return "p"
+    return "q" if op.a_bits <= 8 else "f" if op.blocked else "p"
 
 
 def _term(op: Op, workload: Workload, inputs: list[str], before: str, after: str) -> Term:
     read = sum(workload.values[value].elements for value in inputs)
     made = workload.values[op.output].elements
     if not op.layer:
-        return Term(op.type, read, made, 0, read + made, before, after, op.node)
-    number = "int8" if op.a_bits <= 8 else "float"
+        at = workload.values[op.output].positions
+        if at == 1 and inputs:  # a mean over positions
+            at = workload.values[inputs[0]].positions
+        family = f"{op.type}, {at} positions"
+        return Term(family, read // at, -(-made // at), 0, read + made, before, after, op.node)
+    number = "int8" if op.a_bits <= 8 else "float" if op.blocked else "plain float"
     family = f"{op.kind} {number} {op.taps} taps, stride {op.stride}, {op.pixels} positions"
     into = 1 if op.kind == "depthwise" else op.cin // op.groups
     if op.kind == "grouped":

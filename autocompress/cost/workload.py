@@ -53,11 +53,15 @@ _KINDS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor that passes between operators; ``bits`` is the width at which it is stored."""
+    """A tensor that passes between operators; ``bits`` is the width at which it is stored.
+
+    ``positions``: pixels of images, tokens of sequences, else 1; the rest are channels.
+    """
 
     name: str
     elements: int
     bits: int
+    positions: int = 1
 
     @property
     def nbytes(self) -> int:
@@ -75,7 +79,8 @@ class Op:
     layer; ``pixels`` are its output positions, ``taps`` its weights for one input and output
     channel, ``stride`` the steps between positions (the longest). ``weights`` counts the
     parameters it reads; ``weight_bytes`` are their packed codes, biases at 32 bits, scales left
-    out; ``shared`` of these an earlier operator has read too. ``w_bits`` is the stored width of a
+    out; ``shared`` of these an earlier operator has read too. ``blocked``: in float32 it runs in the
+    runtime's own layout (``Abilities.float_block``). ``w_bits`` is the stored width of a
     layer's weights, ``a_bits`` that of its input where it runs on integers, else 32.
     """
 
@@ -97,6 +102,7 @@ class Op:
     taps: int = 1
     stride: int = 1
     shared: int = 0
+    blocked: bool = True
 
     @property
     def layer(self) -> bool:
@@ -153,13 +159,13 @@ def workload(compressed: Compressed, abilities: Abilities) -> Workload:
 
     def made(node: fx.Node, source: str | None = None) -> str:
         if node.name not in values:
-            elements, bits = _extent(node, found.get(node))
+            elements, bits, positions = _extent(node, found.get(node))
             ranged = compressed.activations.get(node.name)
             if ranged:
                 bits = ranged.bits
             elif source is not None and source in values:
                 bits = values[source].bits
-            values[node.name] = Value(node.name, elements, bits)
+            values[node.name] = Value(node.name, elements, bits, positions)
         return node.name
 
     for node in network.graph.nodes:
@@ -195,6 +201,9 @@ def workload(compressed: Compressed, abilities: Abilities) -> Workload:
             out: Any = found[node]
             a_bits = values[inputs[0]].bits if layer.name in integer else 32
             op = _layer(node, layer, compressed, inputs, end.name, out.shape, a_bits)
+            few = op.kind == "conv" and op.cin < 4 * abilities.float_block
+            blocked = op.kind == "linear" or few or op.cin % abilities.float_block == 0
+            op = replace(op, blocked=blocked)
             sizes = {layer.weight: op.weight_bytes - 4 * op.cout, layer.bias: 4 * op.cout}
         else:
             macs = _matmul_macs(node, found) if kind == "matmul" else 0
@@ -224,13 +233,17 @@ def _kind(target: Any) -> str:
     return _KINDS.get(name, "unknown")
 
 
-def _extent(node: fx.Node, shape: Any) -> tuple[int, int]:
-    """Return the elements of a node's result and their bits; of several tensors, those read."""
+def _extent(node: fx.Node, shape: Any) -> tuple[int, int, int]:
+    """Return elements of a node's result, bits and positions; of several tensors, those read."""
     parts = [shape] if isinstance(shape, _Shaped) else [p for p in shape or () if p is not None]
     if isinstance(shape, tuple) and all(u.target is operator.getitem for u in node.users):
         parts = [shape[index] for index in sorted({int(u.args[1]) for u in node.users})]  # type: ignore[arg-type]
     elements = sum(math.prod(part.shape) for part in parts)
-    return elements, 8 * parts[0].dtype.itemsize if parts else 32
+    if not parts:
+        return elements, 32, 1
+    first = parts[0].shape
+    positions = math.prod(first[-2:]) if len(first) > 3 else first[1] if len(first) == 3 else 1
+    return elements, 8 * parts[0].dtype.itemsize, max(1, positions)
 
 
 def _bits(name: str, compressed: Compressed) -> int:

@@ -70,7 +70,18 @@ def _panels(front: "Front") -> list[_Panel]:
             kb, "" if kb is None else f"budget {kb:,.4g} kB",
         )
     ]  # fmt: skip
-    if latency is not None or "latency" in front.objectives:
+    if latency is None and "latency" not in front.objectives:
+        return panels
+    device = next((score.device for score in front.measured if score.device), "")
+    if device:
+        name = "device_latency_ms"
+        panels.append(
+            _Panel(
+                name, name, name, 1.0, f"predicted latency on {one_line(device)} (ms, log scale)",
+                latency, "" if latency is None else f"budget {latency:g} ms",
+            )
+        )  # fmt: skip
+    else:
         panels.append(
             _Panel(
                 "latency_ms", "latency_low_ms", "latency_high_ms", 1.0, "latency (ms, log scale)",

@@ -17,9 +17,10 @@ class Side:
     """One operator in one of the two networks; what is not known is NaN.
 
     ``channels``: into and out of a layer, "" elsewhere. ``w_bits``: stored width of the weights;
-    ``a_bits``: of the input. ``size_bytes`` of codes and biases. Milliseconds: ``predicted_ms`` by
-    the latency model and ``device_ms`` by a device file, ``profiled_ms`` by the runtime's own
-    profiler, which slows what it measures; conversions of formats count with who needs them.
+    ``a_bits``: of the input. ``size_bytes`` of codes and biases, but for those that an earlier
+    operator reads too. Milliseconds: ``predicted_ms`` by the latency model and ``device_ms`` by a
+    device file, ``profiled_ms`` by the runtime's own profiler, which slows what it measures;
+    conversions of formats count with who needs them.
     """
 
     channels: str = ""
@@ -65,7 +66,7 @@ class Receipt:
 
 
 def _pair(before: str, after: str) -> str:
-    return after if before in ("", after) else f"{before} → {after}"
+    return after if before in ("", after) else f"{before} → {after or '?'}"
 
 
 def _ms(value: float) -> str:
@@ -74,14 +75,14 @@ def _ms(value: float) -> str:
 
 def _cells(line: Line, device: bool) -> dict[str, str]:
     b, a = line.before or Side(), line.after
-    layer = bool(a.channels)
+    layer, weights = bool(a.channels), b.size_bytes or a.size_bytes
     cells = {
         "layer": words.one_line(line.name),
         "kind": line.kind,
         "channels": _pair(b.channels, a.channels),
         "weight bits": _pair(f"{b.w_bits}", f"{a.w_bits}") if layer else "",
         "input bits": _pair(f"{b.a_bits}", f"{a.a_bits}") if layer else "",
-        "bytes": _pair(f"{b.size_bytes:,}", f"{a.size_bytes:,}") if layer else "",
+        "bytes": _pair(f"{b.size_bytes:,}", f"{a.size_bytes:,}") if weights else "",
         "predicted ms": _pair(_ms(b.predicted_ms), _ms(a.predicted_ms)),
         "profiled ms": _pair(_ms(b.profiled_ms), _ms(a.profiled_ms)),
     }
@@ -116,8 +117,9 @@ def receipt_text(receipt: Receipt) -> str:
             f"({words.interval(score.latency_low_ms, score.latency_high_ms, words.milliseconds)})"
         )
         lines += _against(receipt)
+    built = "" if score.outcome == "ok" else " (predicted, not built)"
     lines.append(
-        f"file, bytes: {'' if reference is None else f'{reference.size_bytes:,.0f} → '}"
+        f"file, bytes{built}: {'' if reference is None else f'{reference.size_bytes:,.0f} → '}"
         f"{score.figure('size_bytes'):,.0f}"
     )
     return "\n".join([*lines, *receipt.notes])

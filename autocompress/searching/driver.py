@@ -127,15 +127,18 @@ def drive(study: Study, evaluator: "Evaluator", trials: int, progress: ProgressC
 
 def _surely_over(estimate: Estimate, study: Study) -> bool:
     """Tell whether a plan is over budget beyond doubt, and all that a sampler is told is known."""
-    told = (estimate.expected(OBJECTIVES[name].field) for name in study.objectives[1:])
-    return estimate.over(study.budget) and not any(math.isnan(value) for value in told)
+    told = [OBJECTIVES[name].field for name in study.objectives[1:]]
+    told += [field for limit, field in LIMITS.items() if getattr(study.budget, limit) is not None]
+    known = not any(math.isnan(estimate.expected(name)) for name in told)
+    return known and estimate.over(study.budget)
 
 
 def predicted_floor(study: Study, evaluator: "Evaluator") -> dict[str, float]:
     """Return the least that is predicted over the space for every figure that the budget limits.
 
     Less the prediction's error; by name of the limit. From the lowest uniform plans, one value at
-    a time is changed as long as that lowers the figure, within a few hundred estimates.
+    a time is changed as long as that lowers the figure, within a few hundred estimates. Where
+    nothing is predicted of some of these plans, there is no floor.
     """
     space, floor = study.parameters.space, {}
     low = {name: values[0] for name, values in space.knobs.items()}
@@ -148,7 +151,8 @@ def predicted_floor(study: Study, evaluator: "Evaluator") -> dict[str, float]:
         if getattr(study.budget, limit) is None:
             continue
         plan, best = min(((p, e.least(field)) for p, e in estimates), key=lambda pair: pair[1])
-        if best > getattr(study.budget, limit):
+        known = not any(math.isnan(e.least(field)) for _, e in estimates)
+        if known and best > getattr(study.budget, limit):
             chosen, left = space.choices(plan), _ESTIMATES
             for name, values in space.knobs.items():
                 for value in values:
@@ -157,9 +161,10 @@ def predicted_floor(study: Study, evaluator: "Evaluator") -> dict[str, float]:
                         continue
                     left -= 1
                     found = evaluator.estimate(other).least(field)
+                    known = known and not math.isnan(found)
                     if found < best:
                         best, chosen = found, space.choices(other)
-        if not math.isnan(best):
+        if known:
             floor[limit] = best
     return floor
 

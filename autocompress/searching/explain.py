@@ -114,7 +114,7 @@ def _side(op: Op, costs: _Costs) -> Side:
         channels=f"{op.cin}×{op.cout}" if op.layer else "",
         w_bits=op.w_bits,
         a_bits=op.a_bits,
-        size_bytes=op.weight_bytes,
+        size_bytes=op.weight_bytes - op.shared,
         predicted_ms=costs.predicted.get(op.node, math.nan),
         profiled_ms=costs.profiled.get(op.node, math.nan),
         device_ms=costs.device.get(op.node, math.nan),
@@ -126,7 +126,7 @@ _FORMATS = {"q": "8-bit codes", "f": "float in blocks", "p": "float", "fr": "flo
 
 def _words(term: Term) -> str:
     """Return a conversion in words: the family is ``convert <from> to <into>``."""
-    _, made, _, wanted = term.family.split()
+    _, made, _, wanted = term.family.partition(",")[0].split()
     return f"{_FORMATS.get(made, made)} to {_FORMATS.get(wanted, wanted)}"
 
 

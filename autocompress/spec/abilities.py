@@ -15,6 +15,10 @@ class Abilities:
     the range starts at the zero point.
     ``stored_bits``: the widths in which weights are stored; one of ``w_bits`` between them takes
     the next wider. Empty: each width is stored as it is.
+    ``float_block``: float convolutions run in a layout of their own only if the channels that they
+    read (of depthwise ones, all) are a multiple of this; others convert or take a slower kernel.
+    ``folds_weights``: narrow weights are widened while a file loads, and take no other time than
+    8-bit ones after that.
     ``keep``: whether files with fewer channels can be written.
     """
 
@@ -23,6 +27,8 @@ class Abilities:
     quantized_outputs: frozenset[str] = frozenset()
     fused_activations: frozenset[str] = frozenset()
     stored_bits: tuple[int, ...] = ()
+    float_block: int = 1
+    folds_weights: bool = False
     keep: bool = True
 
     def stored(self, bits: int) -> int:

@@ -90,6 +90,6 @@ class Target(Protocol):
     def profile(self, path: Path, inputs: tuple[Array, ...], runs: int = 20) -> tuple[OpTime, ...]:
         """Return the time of every operator that the runtime executes, in the order of execution.
 
-        ``path``: a file of ``Builder.content(..., named=True)``; times are medians over ``runs``
+        ``path``: a file of ``Builder.content(..., named=True)``; times are calm ones of ``runs``
         after warm-up, by the runtime's own profiler. Raises ArtifactError as ``open`` does.
         """

@@ -39,6 +39,7 @@ _ABILITIES = Abilities(
         )
     ),
     stored_bits=(4, 8, 16, 32),
+    folds_weights=True,
     keep=True,
 )  # fmt: skip
 _OPSET = 21  # the first with int4

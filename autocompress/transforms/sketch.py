@@ -4,6 +4,9 @@ What a file weighs and how long it takes depends on these and not on the values,
 models can have them in milliseconds, before anything is compressed.
 """
 
+import math
+from collections.abc import Mapping
+
 import numpy as np
 from torch import Tensor
 
@@ -15,22 +18,29 @@ from autocompress.transforms.edges import rounded_tensors
 from autocompress.transforms.observe import ActivationRange
 from autocompress.transforms.options import Options
 from autocompress.transforms.prune import count_kept
-from autocompress.transforms.repair import Code
-from autocompress.transforms.weights import Grid, QuantizedWeight
+from autocompress.transforms.repair import LIMIT_COLUMNS, Code
+from autocompress.transforms.weights import Grid, QuantizedWeight, full_scale
 
 __all__ = ["sketch"]
 
 
 def sketch(
-    network: Network, plan: Plan, abilities: Abilities, options: Options | None = None
+    network: Network,
+    plan: Plan,
+    abilities: Abilities,
+    options: Options | None = None,
+    *,
+    long: Mapping[str, int] | None = None,
 ) -> Compressed:
     """Return what compressing would return, with made-up values of the same shapes and forms.
 
-    Kept are the first channels of every unit; codes are random ones of the weight's own spread;
-    the range of a rounded tensor is what it has in the uncompressed network on the example inputs,
-    since runtimes fuse by it. The plan must fit (``Compressor.check``).
+    Kept are the first channels of every unit; codes are random; the range of a rounded tensor is
+    what it has in the uncompressed network on the example inputs, since runtimes fuse by it. Biases
+    of rounded layers are taken to be stored in float16, but those in ``long`` from so many channels
+    on: data decide, since float16 must do no harm (``repair``). The plan must fit
+    (``Compressor.check``).
     """
-    options = options or Options()
+    options, long = options or Options(), long or {}
     seen = network.example_ranges
     kept = {
         unit.name: range(count_kept(plan.get(unit.name, "keep"), unit.channels))
@@ -51,22 +61,29 @@ def sketch(
         asked = int(plan.get(layer.name, "w_bits"))
         bits[layer.weight] = max(asked, bits.get(layer.weight, 0))
     generator = np.random.default_rng(0)
+    readers = {str(n.target): len(n.users) for n in network.graph.nodes if n.op == "get_attr"}
     params: dict[str, Tensor] = {}
     weights: dict[str, Code] = {}
     for layer in network.layers:
-        width = bits[layer.weight]
+        width, value = bits[layer.weight], network.params[layer.weight]
         if width >= 32 or layer.weight in weights:
             continue
+        wide = math.prod(value.shape[1:]) > LIMIT_COLUMNS
+        shared = readers[layer.weight] > 1
+        short = options.bn and not wide and not shared  # what float16 numbers there may be
         if width == 16:
             weights[layer.weight] = "float16"
-            params[layer.weight] = network.params[layer.weight].half().float()
+            params[layer.weight] = value.half().float()
         else:
-            weights[layer.weight] = _codes(
-                network.params[layer.weight], Grid(width, width in options.odd_bits), generator
-            )
-        if options.bn:  # biases are set anew then, and are float16 numbers
-            weights[layer.bias] = "float16"
-            params[layer.bias] = network.params[layer.bias].half().float()
+            grid = Grid(width, width in options.odd_bits)
+            weights[layer.weight] = _codes(value, grid, generator, short)
+        if options.bn and not wide:  # biases are set anew
+            bias = network.params[layer.bias]
+            if short and len(bias) < long.get(layer.bias, math.inf):
+                weights[layer.bias] = "float16"
+                params[layer.bias] = bias.half().float()
+            else:
+                params[layer.bias] = bias + 1e-4  # no float16 numbers
     ranges = {
         name: ActivationRange.covering(*seen[name], width)
         for name, width in rounded_tensors(network, plan, abilities).items()
@@ -74,9 +91,13 @@ def sketch(
     return Compressed(plan, network.replace(params=params), weights, ranges)
 
 
-def _codes(value: Tensor, grid: Grid, generator: np.random.Generator) -> QuantizedWeight:
+def _codes(
+    value: Tensor, grid: Grid, generator: np.random.Generator, short: bool
+) -> QuantizedWeight:
     digits = generator.integers(0, 2**grid.bits, value.shape, dtype=np.int16)
     codes = (digits * grid.step + grid.low).astype(np.int8)
-    spread = float(value.std()) if value.numel() > 1 else 1.0
-    scale = np.float16(max(spread / max(float(codes.std()), 1.0), 1e-4))
-    return QuantizedWeight(codes, np.full(len(codes), scale, np.float32), grid.bits, grid.odd)
+    scale = full_scale(value.reshape(len(value), -1).numpy(), grid)
+    limits = np.finfo(np.float16)
+    if short and limits.smallest_normal <= scale.min() and scale.max() <= limits.max:
+        scale = scale.astype(np.float16).astype(np.float32)
+    return QuantizedWeight(codes, scale, grid.bits, grid.odd)

@@ -86,3 +86,21 @@ def test_another_target_is_named_without_a_snippet():
     text = card(score(1, target="null"), None, "m.null")
     assert "Open it with `null`." in text
     assert "import" not in text
+
+
+def test_the_data_of_a_search_for_a_device_names_it():
+    one = score(7, device="chip", device_latency_ms=4.0, energy_mj=0.5, activation_bytes=100.0)
+    data = card_data(one, None, "m.onnx")
+    assert data["device"] == "chip"
+    assert data["figures"]["device_latency_ms"] == 4.0
+    assert data["figures"]["energy_mj"] == 0.5
+    assert data["figures"]["activation_bytes"] == 100.0
+    assert card_data(score(7), None, "m.onnx")["device"] == ""
+    assert "energy_mj" not in card_data(score(7), None, "m.onnx")["figures"]
+    text = card(one, None, "m.onnx")
+    assert "| predicted on the device, ms | 4.000 |" in text
+    assert "| predicted on the device, mJ | 0.5 |" in text
+    assert "was measured on this file in its runtime, but for those predicted for `chip`." in text
+    plain = card(score(7), None, "m.onnx")
+    assert "was measured on this file in its runtime." in plain
+    assert "predicted" not in plain

@@ -1,6 +1,7 @@
 import math
 import struct
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import pytest
 
@@ -78,6 +79,21 @@ def test_a_closest_miss_is_called_one(tmp_path):
     texts = comments(path)
     assert "nothing meets the budget: the closest miss" in texts
     assert "closest miss, validation" in texts
+
+
+def test_the_latency_of_a_device_is_drawn_with_its_budget(tmp_path):
+    scores = [
+        score(i, 0.9 - i / 100, 1000 - i, 1.0, device="chip", device_latency_ms=50.0 - i)
+        for i in range(6)
+    ]
+    path = front(scores, tmp_path, budget=Budget(latency_ms=48)).plot(tmp_path / "1.svg")
+    texts = comments(path)
+    assert "predicted latency on chip (ms, log scale)" in texts
+    assert "budget 48 ms" in texts
+    assert not any("upper end" in text for text in texts)
+    moved = [replace(one, latency_ms=9.0, latency_high_ms=9.9) for one in scores]
+    again = front(moved, tmp_path, budget=Budget(latency_ms=48)).plot(tmp_path / "2.svg")
+    assert again.read_bytes() == path.read_bytes()  # what was measured here is not drawn
 
 
 @pytest.mark.parametrize("name", ["front.pdf", "front", "front.png.txt"])

@@ -91,9 +91,71 @@ def test_a_front_of_nothing_is_empty_and_says_so(scores, tmp_path):
         found.pick()
 
 
-def test_an_over_budget_estimate_is_no_member(tmp_path):
-    scores = [score(0, 0.9, 100), score(1, 0.99, 1, outcome="over_budget")]
-    assert numbers(front(scores, tmp_path)) == [0]
+def over_budget(trial, **estimates):
+    """Return a plan that was not built: it has estimates and nothing else."""
+    told = {"accuracy": 0.99, "size_bytes": 1.0, "latency_limit_ms": 9.0} | estimates
+    nan = math.nan
+    return score(
+        trial, nan, nan, nan, outcome="over_budget", estimates=told, artifact="", sha256=""
+    )  # fmt: skip
+
+
+def test_an_over_budget_estimate_is_no_member_and_no_pick(tmp_path):
+    scores = [over_budget(0), score(1, 0.9, 100), over_budget(2, latency_limit_ms=0.1)]
+    found = front(scores, tmp_path, budget=Budget(latency_ms=2))
+    assert numbers(found) == numbers(found.picks) == [1]
+    assert [one.trial for one in found.over_budget] == [0, 2]
+    assert found.failures == ()
+    assert found.pick().score.trial == 1
+    with pytest.raises(NoModelError, match="trial 1"):
+        found.pick(max_size_bytes=50)
+
+
+def test_the_predicted_floor_stands_beside_the_closest_miss(tmp_path):
+    floor = {"latency_ms": 0.51234, "max_size_bytes": 12_345.6}
+    budget = Budget(latency_ms=0.5, max_size_bytes=12_000)
+    scores = [score(0, size=30_000, latency=1.0), score(1, size=15_000, latency=0.9)]
+    found = front(scores, tmp_path, budget=budget)
+    without = found.message
+    assert "floor" not in without
+    found = replace(found, floor=floor)
+    assert "The closest miss is trial 1" in found.message
+    assert (
+        "The predicted floor of this search space: latency 0.5123 ms, size 12,346 bytes. "
+        in found.message
+    )
+    assert replace(found, scores=[score(0, size=10, latency=0.1)]).message == ""
+
+
+def test_limits_of_energy_and_memory_pick_too(tmp_path):
+    scores = [
+        score(0, 0.9, energy_mj=4.0, activation_bytes=500.0, device="chip", device_latency_ms=9.0),
+        score(1, 0.8, energy_mj=2.0, activation_bytes=900.0, device="chip", device_latency_ms=5.0),
+    ]
+    found = front(scores, tmp_path)
+    assert found.pick().score.trial == 0
+    assert found.pick(max_energy_mj=4.0).score.trial == 0
+    assert found.pick(max_energy_mj=3.9).score.trial == 1
+    assert found.pick(max_memory_bytes=899).score.trial == 0
+    assert found.pick(max_latency_ms=6).score.trial == 1  # of the device, not the measured 1 ms
+    with pytest.raises(NoModelError) as caught:
+        found.pick(max_energy_mj=3, max_memory_bytes=600)
+    assert "energy at most 3 mJ, activations at most 600 bytes" in str(caught.value)
+    assert "trial 0" in str(caught.value)
+    assert "predicted on chip: 9.000 ms, 4 mJ, activations 0.5 kB" in str(caught.value)
+    with pytest.raises(NoModelError):  # what was not measured meets no limit
+        front([score(0)], tmp_path).pick(max_energy_mj=100)
+
+
+def test_objectives_of_a_device_make_its_front(tmp_path):
+    scores = [
+        score(0, 0.9, 100, 1.0, device="chip", device_latency_ms=9.0, energy_mj=1.0),
+        score(1, 0.9, 100, 2.0, device="chip", device_latency_ms=5.0, energy_mj=2.0),
+        score(2, 0.9, 100, 3.0, device="chip", device_latency_ms=9.5, energy_mj=3.0),
+    ]
+    assert numbers(front(scores, tmp_path, ("accuracy", "latency"))) == [1]
+    assert numbers(front(scores, tmp_path, ("accuracy", "energy"))) == [0]
+    assert numbers(front(scores, tmp_path, ("accuracy", "latency", "energy"))) == [0, 1]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -145,8 +207,12 @@ def test_no_model_names_the_limits_and_the_closest_miss(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "limits", [{"max_latency_ms": 0}, {"max_size_bytes": -1}, {"min_accuracy": math.nan}]
-)
+    "limits",
+    [
+        {"max_latency_ms": 0}, {"max_size_bytes": -1}, {"min_accuracy": math.nan},
+        {"max_energy_mj": math.inf}, {"max_memory_bytes": 0},
+    ],
+)  # fmt: skip
 def test_an_impossible_limit_is_an_input_error(limits, tmp_path):
     with pytest.raises(InputError):
         front(study(20), tmp_path).pick(**limits)
@@ -217,7 +283,8 @@ def test_pandas_has_the_columns_in_order_and_whole_numbers_whole(tmp_path):
     assert list(frame.columns) == [
         "trial", "accuracy", "size_bytes", "latency_ms", "accuracy_low", "accuracy_high",
         "latency_low_ms", "latency_high_ms", "test_accuracy", "test_low", "test_high", "load_ms",
-        "peak_memory_bytes", "macs", "parameters", "baseline", "artifact", "sha256", "smaller",
+        "peak_memory_bytes", "macs", "activation_bytes", "energy_mj", "device_latency_ms",
+        "parameters", "baseline", "artifact", "sha256", "smaller",
         "on_front", "meets_budget",
     ]  # fmt: skip
     assert list(frame.trial) == numbers(found)

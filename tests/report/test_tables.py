@@ -1,10 +1,19 @@
 import csv
 import io
 import json
+import math
 
 import pytest
 
-from autocompress.report.tables import COLUMNS, describe, rows, text_table, to_csv, to_json
+from autocompress.report.tables import (
+    COLUMNS,
+    describe,
+    html_table,
+    rows,
+    text_table,
+    to_csv,
+    to_json,
+)
 from autocompress.spec.budget import Budget
 from tests.report.made_up import failure, front, score, study, with_tests
 
@@ -101,3 +110,45 @@ def test_describe_names_validation_and_test(tmp_path):
 def test_failures_are_counted(count, tmp_path):
     scores = [score(0), *(failure(i + 1) for i in range(count))]
     assert f"{count} trial{'s' * (count > 1)} failed" in text_table(front(scores, tmp_path))
+
+
+def on_chip(trial, **figures):
+    given = {"device": "a\nchip", "device_latency_ms": 12.5, "energy_mj": 0.12345}
+    return score(trial, activation_bytes=2500.0, **(given | figures))
+
+
+def test_figures_of_a_device_have_columns_where_there_is_one(tmp_path):
+    found = front([on_chip(0, baseline="uncompressed"), on_chip(1, energy_mj=math.nan)], tmp_path)
+    text = text_table(found)
+    head, _, first, *_ = text.splitlines()
+    assert head.split("  ")[-1] == "baseline"
+    for name in ("device ms", "device mJ", "activations kB"):
+        assert name in head
+    assert first.split()[-4:] == ["12.5", "0.123", "2.5", "uncompressed"]
+    assert "on a chip: predicted from its device file, not measured" in text.splitlines()
+    assert rows(found)[0]["energy_mj"] == 0.12345
+    assert rows(found)[0]["activation_bytes"] == 2500
+    plain = text_table(front([score(0)], tmp_path))
+    assert "device" not in plain
+    page = html_table(found)
+    assert "<th>device mJ</th>" in page
+    assert "<td>0.123</td>" in page
+
+
+def test_describe_says_what_is_predicted_on_a_device(tmp_path):
+    text = describe(front([on_chip(0)], tmp_path).pick())
+    assert "device " in text
+    assert "predicted on a chip: 12.5 ms, 0.123 mJ, activations 2.5 kB" in text
+    assert "predicted" not in describe(front([score(0)], tmp_path).pick())
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_plans_over_budget_are_counted(count, tmp_path):
+    over = [score(i + 1, outcome="over_budget", estimates={}) for i in range(count)]
+    found = front([score(0), *over], tmp_path, budget=Budget(latency_ms=5))
+    text = text_table(found)
+    line = f"{count} plan{'s' * (count > 1)} predicted over budget, not built"
+    assert line in text.splitlines()
+    assert line in html_table(found)
+    assert [row["trial"] for row in rows(found)] == [0]
+    assert "over budget" not in text_table(front([score(0)], tmp_path))

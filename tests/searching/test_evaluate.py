@@ -1,5 +1,6 @@
 """One plan in, one score out, on the null target."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -8,12 +9,18 @@ import numpy as np
 import pytest
 import torch
 
+from autocompress.cost.device import read_device
+from autocompress.cost.latency import Prediction
 from autocompress.errors import ArtifactError, RunError
 from autocompress.models.trace import trace
 from autocompress.report.front import Pick
+from autocompress.searching import evaluate as evaluating
 from autocompress.searching.evaluate import Evaluator
+from autocompress.spec.budget import Budget
 from autocompress.spec.plan import Plan, Recipe
+from autocompress.spec.score import Score
 from autocompress.targets import make_target
+from autocompress.targets.timing import Timing
 from autocompress.tasks.base import Task, accuracy_of
 
 
@@ -113,3 +120,165 @@ def test_a_full_disk_is_no_fault_of_the_plan(tmp_path: Path, monkeypatch) -> Non
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(RunError, match="No space left"):
         evaluator(PLAN, Recipe())
+
+
+class Model:
+    """A latency model that predicts one figure, or knows nothing, and keeps what it is told."""
+
+    def __init__(self, ms: float = 2.0, unknown: tuple[str, ...] = ()) -> None:
+        self.ms, self.unknown, self.told = ms, unknown, []
+
+    def predict(self, terms):
+        ms = math.nan if self.unknown else self.ms
+        return Prediction(ms, 0.9 * ms, 1.1 * ms, unknown=self.unknown)
+
+    def add(self, terms, ms):
+        self.told.append((terms, ms))
+
+
+def test_an_estimate_is_of_what_will_be_built(tmp_path: Path) -> None:
+    evaluator = make_evaluator(tmp_path)
+    evaluator.estimator.model = Model()
+    found = evaluator.estimate(PLAN)
+    assert not evaluator.path(PLAN, Recipe()).exists()
+    score = evaluator(PLAN, Recipe(), "", found)
+    assert abs(found.size_bytes / score.size_bytes - 1) <= 0.01
+    assert (found.macs, found.activation_bytes) == (score.macs, score.activation_bytes)
+    assert score.activation_bytes == 4 * (6 + 12)
+    assert score.estimates == {
+        "size_bytes": found.size_bytes, "macs": found.macs, "latency_ms": 2.0,
+        "latency_low_ms": 1.8, "latency_high_ms": 2.2, "activation_bytes": 72.0,
+    }  # fmt: skip
+    assert score.latency_ms != 2.0  # it is measured
+    assert evaluator(PLAN, Recipe()).estimates == {}
+    assert "latency_ms" not in make_evaluator(tmp_path).estimate(PLAN).figures()
+
+
+def test_a_failure_keeps_its_estimates(tmp_path: Path) -> None:
+    evaluator = make_evaluator(tmp_path, evaluate=lambda predict: math.nan)
+    score = evaluator(PLAN, Recipe(), "", evaluator.estimate(PLAN))
+    assert score.outcome == "failed"
+    assert score.estimates["macs"] == 6 * 12 + 12 * 4
+
+
+def test_figures_of_a_device_stand_in_the_score(tmp_path: Path) -> None:
+    device = read_device("cortex-m7")
+    evaluator = make_evaluator(tmp_path, device=device)
+    found = evaluator.estimate(PLAN)
+    score = evaluator(PLAN, Recipe(), "", found)
+    assert score.device == found.device == device.name
+    assert score.device_latency_ms == found.device_latency_ms > 0
+    assert score.energy_mj == found.energy_mj > 0
+    assert score.latency_limit_ms == score.device_latency_ms != score.latency_ms
+    whole = evaluator(Plan(), Recipe())
+    assert whole.device_latency_ms > score.device_latency_ms
+    assert whole.energy_mj > score.energy_mj
+    without = make_evaluator(tmp_path)(PLAN, Recipe())
+    assert without.device == ""
+    assert math.isnan(without.energy_mj)
+    assert math.isnan(without.device_latency_ms)
+
+
+def test_a_score_over_budget_has_estimates_alone(tmp_path: Path) -> None:
+    budget = Budget(latency_ms=1.2, max_size_bytes=10**6)
+    evaluator = make_evaluator(tmp_path, budget=budget, seed=5)
+    evaluator.estimator.model = Model()
+    found = evaluator.estimate(PLAN)
+    score = evaluator.over_budget(PLAN, Recipe(seed=5), found, 0.75)
+    assert (score.outcome, score.seed, score.target) == ("over_budget", 5, "null")
+    assert score.message == "predicted to exceed latency_ms by 50% at least"
+    assert score.values(("accuracy", "size", "latency")) == (0.75, found.size_bytes, 2.0)
+    assert score.constraints(budget)["latency_ms"] == pytest.approx(2 / 1.2 - 1)
+    assert math.isnan(score.accuracy)
+    assert math.isnan(score.size_bytes)
+    assert "energy_mj" not in score.estimates
+    again = Score.from_json(json.loads(json.dumps(score.to_json(), allow_nan=False)))
+    assert again.constraints(budget) == score.constraints(budget)
+    assert list((tmp_path / "artifacts").iterdir()) == [evaluator.path(Plan(), Recipe(seed=5))]
+
+
+def test_a_device_decides_what_is_over_budget(tmp_path: Path) -> None:
+    budget = Budget(latency_ms=1e-6, max_energy_mj=1e-9)
+    evaluator = make_evaluator(tmp_path, budget=budget, device=read_device("cortex-m7"))
+    evaluator.estimator.model = Model(ms=1e-7)  # of this machine, which is not asked
+    found = evaluator.estimate(PLAN)
+    assert found.over(budget)
+    score = evaluator.over_budget(PLAN, Recipe(), found, 0.5)
+    assert score.values(("accuracy", "latency", "energy")) == (
+        0.5, found.device_latency_ms, found.energy_mj,
+    )  # fmt: skip
+    assert all(excess > 0 for excess in score.constraints(budget).values())
+    assert "latency_ms by" in score.message
+    assert "max_energy_mj by" in score.message
+
+
+def test_what_is_measured_is_told_to_the_model(tmp_path: Path) -> None:
+    evaluator = make_evaluator(tmp_path)
+    evaluator.estimator.model = model = Model()
+    scores = [evaluator(plan, Recipe()) for plan in (PLAN, Plan())]
+    assert [ms for _, ms in model.told] == [score.latency_ms for score in scores]
+    assert [term.out for term in model.told[0][0] if term.work] == [12, 4]
+    assert [term.out for term in model.told[1][0] if term.work] == [24, 4]
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch):
+    """Let the next measurements find one latency; return what each was asked for."""
+    asked: list[tuple[float, float]] = []
+
+    def use(low: float, high: float) -> list[tuple[float, float]]:
+        def measure(candidate, reference, inputs, *, max_seconds, relative_width, **_):
+            asked.append((max_seconds, relative_width))
+            narrow = 0.5 * (low + high)
+            ends = (narrow, narrow) if len(asked) > 1 else (low, high)
+            return Timing(narrow, *ends, 4.0, narrow / 4, "cpu", True, 1.0, ())
+
+        monkeypatch.setattr(evaluating, "measure", measure)
+        return asked
+
+    return use
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "limit", "again"),
+    [
+        (0.90, 1.10, 1.0, True),  # within the interval
+        (1.01, 1.02, 1.0, True),  # near above it
+        (0.96, 0.98, 1.0, True),  # near below it
+        (1.07, 1.10, 1.0, False),
+        (0.90, 0.94, 1.0, False),
+        (0.90, 1.10, None, False),
+    ],
+)
+def test_near_the_line_of_the_budget_it_is_measured_again(
+    tmp_path: Path, measured, low, high, limit, again
+) -> None:
+    budget = Budget(latency_ms=limit)
+    evaluator = make_evaluator(tmp_path, budget=budget, reference_ms=4.0)
+    asked = measured(low, high)
+    score = evaluator(PLAN, Recipe())
+    assert len(asked) == 1 + again
+    assert (score.latency_low_ms == score.latency_high_ms) == again  # the second one counts
+    if again:
+        (short, wide), (long, narrow) = asked
+        assert long > short
+        assert narrow < wide
+
+
+def test_a_budget_on_a_device_is_not_measured_here(tmp_path: Path, measured) -> None:
+    evaluator = make_evaluator(
+        tmp_path, budget=Budget(latency_ms=1.0), reference_ms=4.0, device=read_device("cortex-m7")
+    )
+    asked = measured(0.9, 1.1)
+    assert evaluator(PLAN, Recipe()).latency_ms == pytest.approx(1.0)
+    assert len(asked) == 1
+
+
+def test_the_reference_is_measured_longest(tmp_path: Path, measured) -> None:
+    asked = measured(1.0, 1.0)
+    evaluator = make_evaluator(tmp_path)
+    assert evaluator.reference_ms == 4.0
+    evaluator(PLAN, Recipe())
+    (first, narrow), (second, wide) = asked
+    assert first > second
+    assert narrow < wide

@@ -1,14 +1,15 @@
 import json
 import math
 import random
+from dataclasses import fields, replace
 
 import pytest
 
 from autocompress.errors import InputError
-from autocompress.spec.budget import Budget
+from autocompress.spec.budget import LIMITS, Budget
 from autocompress.spec.pareto import closest_miss, non_dominated
 from autocompress.spec.plan import Plan, Recipe
-from autocompress.spec.score import Score, check_objectives
+from autocompress.spec.score import OBJECTIVES, Score, check_objectives
 
 
 def score(number, accuracy, size, latency=1.0, outcome="ok"):
@@ -37,10 +38,33 @@ def test_budget_uses_the_upper_end_of_the_interval():
     assert Budget(latency_ms=1)
 
 
-@pytest.mark.parametrize("limit", [0, -1, math.nan, math.inf, "1", True])
-def test_a_budget_must_be_a_number_above_zero(limit):
-    with pytest.raises(InputError, match="latency_ms"):
-        Budget(latency_ms=limit)
+def test_every_limit_has_its_figure():
+    one = replace(score(0, 0.9, 100), energy_mj=3.0, activation_bytes=50.0)
+    assert list(LIMITS) == [f.name for f in fields(Budget)]
+    for name, excess in (
+        ("latency_ms", 1.1 / 4 - 1),
+        ("max_size_bytes", 24.0),
+        ("max_energy_mj", -0.25),
+        ("max_memory_bytes", 11.5),
+    ):
+        found = one.constraints(Budget(**{name: 4}))
+        assert found == {name: pytest.approx(excess)}
+        assert one.meets(Budget(**{name: 4})) == (excess <= 0)
+        assert Budget(**{name: 4})
+    assert Budget(max_energy_mj=3.0).constraints(one.figure) == {"max_energy_mj": 0.0}
+    assert one.meets(Budget(max_energy_mj=3.0))
+
+
+def test_what_was_not_measured_meets_no_limit():
+    assert not score(0, 0.9, 100).meets(Budget(max_energy_mj=5))
+    assert score(0, 0.9, 100).meets(Budget(latency_ms=5))
+
+
+@pytest.mark.parametrize("name", LIMITS)
+@pytest.mark.parametrize("limit", [0, -1, math.nan, math.inf, 2.0**60, "1", True, [1]])
+def test_a_budget_must_be_a_number_above_zero(name, limit):
+    with pytest.raises(InputError, match=f"above 0: {name} = "):
+        Budget(**{name: limit})
 
 
 def test_a_score_survives_json_with_nan_left_out():
@@ -51,6 +75,44 @@ def test_a_score_survives_json_with_nan_left_out():
     assert two.plan == one.plan
     assert math.isnan(two.test_accuracy)
     assert two.key == one.key
+
+
+ESTIMATES = {
+    "accuracy": 0.6, "size_bytes": 300.0, "latency_ms": 3.0, "latency_limit_ms": 3.0,
+    "latency_figure_ms": 3.0, "activation_bytes": 80.0,
+}  # fmt: skip
+
+
+def test_a_plan_over_budget_is_told_by_its_estimates():
+    one = replace(score(0, math.nan, math.nan, math.nan, "over_budget"), estimates=ESTIMATES)
+    budget = Budget(latency_ms=2, max_size_bytes=600, max_memory_bytes=40)
+    assert one.values(("accuracy", "size", "latency", "memory")) == (0.6, 300.0, 3.0, 80.0)
+    assert one.constraints(budget) == pytest.approx(
+        {"latency_ms": 0.5, "max_size_bytes": -0.5, "max_memory_bytes": 1.0}
+    )
+    assert not one.meets(Budget())  # there is no file
+    assert math.isnan(one.size_bytes)
+    again = Score.from_json(json.loads(json.dumps(one.to_json(), allow_nan=False)))
+    assert again.to_json() == one.to_json()
+    assert again.constraints(budget) == one.constraints(budget)
+    # of a file that was built, estimates stand beside what was measured
+    built = replace(score(0, 0.9, 100), estimates=ESTIMATES)
+    assert built.values(("accuracy", "size")) == (0.9, 100)
+
+
+def test_figures_of_a_device_replace_the_measured_latency():
+    one = replace(score(0, 0.9, 100, latency=1.0), device_latency_ms=40.0, energy_mj=2.0)
+    budget = Budget(latency_ms=30, max_energy_mj=4)
+    assert one.values(("accuracy", "latency", "energy")) == (0.9, 1.0, 2.0)
+    assert one.meets(budget)
+    on_device = replace(one, device="phone")
+    assert on_device.values(("accuracy", "latency", "energy")) == (0.9, 40.0, 2.0)
+    assert on_device.constraints(budget) == pytest.approx(
+        {"latency_ms": 1 / 3, "max_energy_mj": -0.5}
+    )
+    assert not on_device.meets(budget)
+    assert on_device.latency_ms == 1.0  # beside it
+    assert Score.from_json(on_device.to_json()).device == "phone"
 
 
 def dominated(one, many):
@@ -91,8 +153,17 @@ def test_closest_miss_has_the_smallest_worst_excess():
     assert closest_miss([], Budget(max_size_bytes=1)) is None
 
 
-@pytest.mark.parametrize("names", [["size"], ["accuracy"], ["accuracy", "speed"], "accuracy", 3])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["size"], ["accuracy"], ["accuracy", "speed"], "accuracy", 3, ["size", "accuracy"],
+        ["accuracy", "size", "size"], ["accuracy", 3], ["accuracy", "accuracy"],
+    ],
+)  # fmt: skip
 def test_objectives_are_checked(names):
     with pytest.raises(InputError, match=r"(?i)objective"):
         check_objectives(names)
     assert check_objectives(["accuracy", "latency"]) == ("accuracy", "latency")
+    every = tuple(OBJECTIVES)
+    assert every == ("accuracy", "size", "latency", "energy", "memory")
+    assert check_objectives(list(every)) == every

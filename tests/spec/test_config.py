@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,15 +22,21 @@ importance = "l1"
 [budget]
 latency_ms = 1.5
 max_size_bytes = 1000
+max_energy_mj = 2.5
+max_memory_bytes = 4000
 [target]
 name = "null"
 threads = 2
 batch_size = 3
+device = "cortex-m7"
 [space]
 exclude = ["fc"]
 [space.knobs]
 "*/w_bits" = [4, 8]
 """
+
+
+BUDGET = Budget(latency_ms=1.5, max_size_bytes=1000, max_energy_mj=2.5, max_memory_bytes=4000)
 
 
 def read(folder: Path, text: str) -> Config:
@@ -44,7 +51,8 @@ def test_everything_is_read_and_written_back(tmp_path: Path) -> None:
     assert (config.sampler, config.trials, config.seed, config.target) == ("random", 7, 4, "null")
     assert config.objectives == ("accuracy", "latency")
     assert config.compress == {"importance": "l1"}
-    assert config.budget == Budget(latency_ms=1.5, max_size_bytes=1000)
+    assert config.budget == BUDGET
+    assert config.device == "cortex-m7"
     assert (config.threads, config.batch_size) == (2, 3)
     assert isinstance(config.space, SpaceTemplate)
     assert config.space.exclude == ("fc",)
@@ -55,6 +63,17 @@ def test_what_is_not_set_has_its_default(tmp_path: Path) -> None:
     assert read(tmp_path, "") == Config()
 
 
+def test_energy_needs_a_device_and_nothing_else_does(tmp_path: Path) -> None:
+    limited = Budget(max_energy_mj=1.0)
+    assert Config(budget=limited, device="cortex-m7").budget == limited
+    assert Config(objectives=("accuracy", "energy"), device="cortex-m7").device
+    assert not Config(objectives=("accuracy", "latency", "memory"), budget=Budget(1.0)).device
+    with pytest.raises(InputError, match="predicted for a device"):
+        Config().override(max_energy_mj=1.0)
+    with pytest.raises(InputError, match="predicted for a device"):
+        read(tmp_path, FULL).override(device="")
+
+
 def test_paths_of_spaces_are_relative_to_the_file(tmp_path: Path) -> None:
     config = read(tmp_path, '[search]\nspace = "mine.toml"')
     assert config.space == str(tmp_path / "mine.toml")
@@ -63,7 +82,11 @@ def test_paths_of_spaces_are_relative_to_the_file(tmp_path: Path) -> None:
 def test_overrides_reach_the_budget_too(tmp_path: Path) -> None:
     config = read(tmp_path, FULL).override(trials=9, latency_ms=2.0, seed=None)
     assert (config.trials, config.seed) == (9, 4)
-    assert config.budget == Budget(latency_ms=2.0, max_size_bytes=1000)
+    assert config.budget == replace(BUDGET, latency_ms=2.0)
+    config = config.override(max_energy_mj=1.0, max_memory_bytes=7, device="bit-fusion")
+    assert config.budget == Budget(2.0, 1000, 1.0, 7)
+    assert config.device == "bit-fusion"
+    assert read(tmp_path, config.to_toml()) == config
 
 
 @pytest.mark.parametrize(
@@ -87,6 +110,12 @@ def test_overrides_reach_the_budget_too(tmp_path: Path) -> None:
         (f"[search]\ntrials = {10**400}", "at least 1"),
         ('[space.knobs]\n"*/w_bits" = [4, 99]', "from 2 to 32, not 99"),
         ('[search]\nspace = "ptq"\n[space.knobs]\n"*/w_bits" = [4]', "one of the two"),
+        ("[budget]\nmax_energy_mj = 1", r'name one \(device = "avx2-core" in \[target\]'),
+        ('[search]\nobjectives = ["accuracy", "energy"]', "--device"),
+        ("[budget]\nmax_memory_bytes = 0", "above 0: max_memory_bytes = 0"),
+        ("[budget]\nmax_memory = 3", r"line 2: .*'max_memory_bytes'"),
+        ("[target]\ndevice = 7", "device must be a name in quotes, not 7"),
+        ('[target]\ndevise = "phone"', r"line 2: .*'device'"),
         ('[space]\nknobs = 3', "table"),
         ('[space]\nexlude = ["a"]', r"line 2: .*'exclude'"),
         ('[compress]\nimportanc = "l1"', r"line 2: .*'importance'"),

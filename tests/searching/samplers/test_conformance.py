@@ -16,7 +16,7 @@ TRIALS = 24  # the baselines are about half of them
 
 
 def searched(path: Path, name: str, budget: Budget | None = None, fail=None) -> FakeEvaluator:
-    evaluator = FakeEvaluator(fail=fail)
+    evaluator = FakeEvaluator(fail=fail, budget=budget or Budget())
     drive(study_at(path, name, budget), evaluator, TRIALS, lambda _: None)
     return evaluator
 
