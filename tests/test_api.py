@@ -119,6 +119,13 @@ def test_a_transformer_through_onnxruntime(tmp_path: Path) -> None:
     scores = task.evaluate(lambda array: session.run(None, {name: array})[0])
     assert float(np.mean(scores)) == pick.score.accuracy
     assert path.stat().st_size == pick.score.size_bytes < reference.size_bytes
+    receipt = run.explain(pick.score.trial)
+    layers = {line.name: line for line in receipt.lines if line.after.channels}
+    assert set(layers) == {
+        layer.partition("/")[0] for layer in pick.plan.settings if "bits" in layer
+    }
+    assert all(line.after.profiled_ms > 0 for line in layers.values())
+    assert receipt.total("size_bytes") < receipt.total("size_bytes", after=False)
 
 
 def test_the_study_opens_in_optuna(tmp_path: Path) -> None:

@@ -78,7 +78,10 @@ def one_error_line(captured, text=""):
 
 
 def test_importing_the_command_line_imports_nothing_heavy():
-    heavy = "torch optuna onnx onnxruntime openvino pandas matplotlib numpy scipy tqdm".split()
+    heavy = [
+        "torch", "optuna", "onnx", "onnxruntime", "openvino", "pandas", "matplotlib", "numpy",
+        "scipy", "tqdm",
+    ]  # fmt: skip
     code = f"import sys, autocompress.cli; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

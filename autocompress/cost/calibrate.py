@@ -6,6 +6,7 @@ that the next search on the same device starts with it.
 
 import hashlib
 import json
+import math
 import os
 import random
 import tempfile
@@ -19,7 +20,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from autocompress.cost.latency import LatencyModel
-from autocompress.cost.terms import Term, features, terms
+from autocompress.cost.terms import Term, features, placed, storage, terms
 from autocompress.cost.workload import workload
 from autocompress.models.network import Network
 from autocompress.spec.files import write_whole
@@ -75,7 +76,7 @@ class Calibration:
 
     @classmethod
     def read(cls, path: Path) -> "Calibration":
-        """Read what ``save`` wrote; raise ValueError or KeyError for anything else."""
+        """Read what ``save`` wrote; raise ValueError, or what data of other types do."""
         document = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(document, dict) or document["format"] != _FORMAT:
             raise ValueError("another format")
@@ -84,7 +85,11 @@ class Calibration:
             (tuple(listed[place] for place in places), float(ms))
             for ms, places in document["samples"]
         ]
-        return cls(document["device"], document["reference_ms"], samples, document["rates"])
+        reference = float(document["reference_ms"])
+        if not all(0 < ms < math.inf for ms in (reference, *(ms for _, ms in samples))):
+            raise ValueError("times must be above 0 and finite")
+        rates = {name: float(rate) for name, rate in dict(document["rates"]).items()}
+        return cls(dict(document["device"]), reference, samples, rates)
 
 
 def _device(target: Target) -> dict[str, Any]:
@@ -171,7 +176,7 @@ def calibrate(
     nodes: list[tuple[list[Term], float]] = []
     with tempfile.TemporaryDirectory(prefix="autocompress-") as folder:
         bench = _Bench(network, target, builder, Path(folder))
-        plans = random_plans(space, seed)
+        plans, profiled = random_plans(space, seed), 0
         for label, plan in space.baselines():
             if label != "uncompressed":
                 samples.append(bench.measure(plan))
@@ -179,11 +184,13 @@ def calibrate(
             done = time.perf_counter() - start
             if done > seconds and len(samples) >= _LEAST:
                 break
-            progress(min(1.0, max(done / seconds, len(samples) / _MOST)))
+            late = done / seconds if seconds > 0 else 1.0
+            progress(max(min(late, len(samples) / _LEAST, 1.0), len(samples) / _MOST))
             plan = next(plans)
             samples.append(bench.measure(plan))
-            if len(samples) <= _PROFILED:
+            if profiled < _PROFILED:
                 nodes += bench.profile(plan)
+                profiled += 1
         return Calibration(_device(target), bench.reference_ms, samples, _rates(nodes))
 
 
@@ -227,23 +234,25 @@ class _Bench:
         return Plan({**plan.settings, **small}, plan.source)
 
     def profile(self, plan: Plan) -> list[tuple[list[Term], float]]:
-        """Return the terms of every node of the network, and the node's profiled time."""
+        """Return the profiled times of a network's values, and the terms that each is made of.
+
+        Those are the operator that makes the value, with what is fused into it, and conversions:
+        runtimes call these after what they convert.
+        """
         compressed = sketch(self.network, plan, self.target.abilities)
         path = self.folder / f"profile{self.target.suffix}"
         path.write_bytes(self.builder.content(compressed, named=True))
-        spent: dict[str, float] = {}
-        for op in self.target.profile(path, self.inputs):
-            spent[op.node] = spent.get(op.node, 0.0) + op.ms
         work = workload(compressed, self.target.abilities)
-        owner = {op.output: op.node for op in work.ops} | {op.node: op.node for op in work.ops}
-        by_node: dict[str, list[Term]] = {}
-        for term in terms(work):
-            by_node.setdefault(term.op, []).append(term)
+        stored = storage(work)
+        stored |= {op.node: stored[op.output] for op in work.ops}
         times: dict[str, float] = {}
-        for node, ms in spent.items():
-            place = owner.get(node, node)
-            times[place] = times.get(place, 0.0) + ms
-        return [(found, times[node]) for node, found in by_node.items() if node in times]
+        for op in self.target.profile(path, self.inputs):
+            value = stored.get(op.node, "")
+            times[value] = times.get(value, 0.0) + op.ms
+        found: dict[str, list[Term]] = {}
+        for term, value in placed(work):
+            found.setdefault(value, []).append(term)
+        return [(listed, times[value]) for value, listed in found.items() if value in times]
 
 
 def _rates(nodes: Sequence[tuple[list[Term], float]]) -> dict[str, float]:
@@ -258,7 +267,7 @@ def _rates(nodes: Sequence[tuple[list[Term], float]]) -> dict[str, float]:
             for name, amount in features(term):
                 design[row, column[name]] += amount
     times = np.array([ms for _, ms in nodes])
-    weigh = 1 / np.maximum(times, np.median(times) / 4)
+    weigh = 1 / np.maximum(times, max(float(np.median(times)) / 4, 1e-9))
     size = np.sqrt((design**2).sum(0)) + 1e-12
     rates = nnls(design * weigh[:, None] / size, times * weigh, maxiter=50 * len(names))[0] / size
     return {name: float(rate) for name, rate in zip(names, rates, strict=True) if rate > 0}

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from autocompress.cost.workload import Op, Workload
 
-__all__ = ["TILES", "Term", "features", "terms"]
+__all__ = ["TILES", "Term", "features", "placed", "storage", "terms"]
 
 #: Channels that a kernel works on at once, of the kernels there are: a staircase has such steps.
 TILES = (16, 8, 4)
@@ -36,47 +36,67 @@ class Term(NamedTuple):
 
 def terms(workload: Workload) -> tuple[Term, ...]:
     """Return the terms of a workload in order; conversions stand before the operator that reads."""
+    return tuple(term for term, _ in placed(workload))
+
+
+def storage(workload: Workload) -> dict[str, str]:
+    """Return, of every value, the one that holds its elements: itself, but for views."""
+    found = {name: name for name in workload.values}
+    for op in workload.ops:
+        if op.kind == "view" and op.inputs:
+            found[op.output] = found[op.inputs[0]]
+    return found
+
+
+def placed(workload: Workload) -> list[tuple[Term, str]]:
+    """Return the terms, each with the value that it converts or that its operator makes.
+
+    That value is no view: it is the one in storage.
+    """
+    values, stored = workload.values, storage(workload)
     makers = {op.output: op for op in workload.ops}
     source = {op.output: op.inputs[0] for op in workload.ops if op.kind == "view" and op.inputs}
     readers: dict[str, list[Op]] = {}
 
-    def stored(value: str) -> str:
-        while value in source:
+    def part(value: str) -> str:
+        """The value as far back as it holds the same elements: not a whole that was split."""
+        while value in source and values[source[value]].elements == values[value].elements:
             value = source[value]
         return value
 
     for op in workload.ops:
         if op.kind != "view":
             for value in op.inputs:
-                readers.setdefault(stored(value), []).append(op)
+                readers.setdefault(stored[value], []).append(op)
 
     def given(value: str) -> str:
         """The format in which a value is made."""
         maker = makers.get(value)
-        if workload.values[value].bits <= 8 and maker is not None:
+        if values[value].bits <= 8 and maker is not None:
             return "q" if not maker.layer or maker.a_bits <= 8 else _own(maker)
         return "p" if maker is None else _own(maker)
 
-    found: list[Term] = []
+    found: list[tuple[Term, str]] = []
     converted: set[tuple[str, str]] = set()
     for op in workload.ops:
         if op.kind == "view":
             continue
-        inputs = [stored(value) for value in op.inputs]
-        own = "q" if workload.values[op.output].bits <= 8 and not op.layer else _own(op)
+        inputs = [part(value) for value in op.inputs]
+        own = "q" if values[op.output].bits <= 8 and not op.layer else _own(op)
         for value in inputs:
-            made = given(value)
-            change = f"{made}{'r' if workload.values[value].bits <= 8 and made != 'q' else ''}"
+            whole = stored[value]
+            made = given(whole)
+            change = f"{made}{'r' if values[whole].bits <= 8 and made != 'q' else ''}"
             if change != own and (value, own) not in converted:
                 converted.add((value, own))
-                size, at = workload.values[value].elements, workload.values[value].positions
+                size, at = values[value].elements, values[value].positions
                 family = f"convert {change} to {own}, {at} positions"
-                found.append(Term(family, size // at, 1, 0, size, "", "", op.node))
+                found.append((Term(family, size // at, 1, 0, size, "", "", op.node), whole))
         after = "".join(sorted({_own(reader) for reader in readers.get(op.output, ())}))
-        before = "".join(sorted(given(value) for value in inputs))
-        bits = "q" if workload.values[op.output].bits <= 8 else ""
-        found.append(_term(op, workload, inputs, before, bits + after))
-    return tuple(found)
+        before = "".join(sorted(given(stored[value]) for value in inputs))
+        bits = "q" if values[op.output].bits <= 8 else ""
+        found.append((_term(op, workload, inputs, before, bits + after), op.output))
+    return found
 
 
 def _own(op: Op) -> str:

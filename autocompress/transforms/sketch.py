@@ -84,9 +84,11 @@ def sketch(
                 params[layer.bias] = bias.half().float()
             else:
                 params[layer.bias] = bias + 1e-4  # no float16 numbers
+    widths = rounded_tensors(network, plan, abilities)
     ranges = {
-        name: ActivationRange.covering(*seen[name], width)
-        for name, width in rounded_tensors(network, plan, abilities).items()
+        node.name: ActivationRange.covering(*seen[node.name], widths[node.name])
+        for node in network.graph.nodes
+        if node.name in widths
     }
     return Compressed(plan, network.replace(params=params), weights, ranges)
 

@@ -361,6 +361,17 @@ def test_what_cannot_be_predicted_is_built(tmp_path):
     assert "aten.odd" in evaluator.estimate(built[0]).unknown
 
 
+def test_where_mixed_plans_cannot_be_predicted_there_is_no_floor(tmp_path):
+    def unknown(plan):
+        return plan.get("l1", "w_bits") != plan.get("l2", "w_bits")
+
+    study, _, note = searched(tmp_path / "study.log", Budget(0.3), 20, unknown=unknown)
+    assert note == ""
+    assert study.note("floor") == {}
+    study, _, note = searched(tmp_path / "b.log", Budget(0.3), 20)
+    assert "no plan is predicted" in note
+
+
 def test_a_plan_of_which_a_limit_is_unknown_is_built_though_another_is_exceeded(tmp_path):
     """Every completed trial sets every constraint."""
     budget = Budget(latency_ms=5.0, max_size_bytes=150)

@@ -1,0 +1,241 @@
+import dataclasses
+import functools
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from autocompress.cost import analytic
+from autocompress.cost.calibrate import random_plans
+from autocompress.cost.device import read_device
+from autocompress.cost.estimate import Estimate, Estimator
+from autocompress.cost.latency import LatencyModel, Prediction
+from autocompress.cost.memory import peak_activation_bytes
+from autocompress.cost.terms import terms
+from autocompress.cost.workload import workload
+from autocompress.errors import PlanError
+from autocompress.models.network import Network
+from autocompress.models.trace import trace
+from autocompress.spec.budget import Budget
+from autocompress.spec.plan import Plan
+from autocompress.spec.space import SearchSpace
+from autocompress.targets import TARGETS
+from autocompress.transforms.compress import Compressor
+from autocompress.transforms.options import Options
+from autocompress.transforms.sketch import sketch
+from tests.targets.support import Residual, builder, network
+from tests.transforms.nets import Residual as Trained
+from tests.transforms.nets import calibration, trained
+
+ORT = TARGETS["onnxruntime"]().abilities
+CHIP = read_device("cortex-m7")
+MODEL = Prediction(2.0, 1.5, 2.5)
+NONE = Prediction(math.nan, math.nan, math.nan)
+WHOLE = Estimate(
+    size_bytes=1000, macs=5000, activation_bytes=300, latency=MODEL, device_latency_ms=7.0,
+    energy_mj=0.5, device="chip",
+)  # fmt: skip
+BARE = Estimate(size_bytes=1000, macs=5000, activation_bytes=300, latency=NONE)
+
+
+def net() -> Network:
+    return network(Residual, 3, 8, 8)
+
+
+def space(of: Network) -> SearchSpace:
+    knobs: dict[str, tuple[float, ...]] = {f"{unit.name}/keep": (0.5, 1) for unit in of.units}
+    for layer in of.layers:
+        knobs |= {f"{layer.name}/w_bits": (2, 4, 8, 16, 32), f"{layer.name}/a_bits": (8, 32)}
+    return SearchSpace(knobs)
+
+
+def plans(count: int, of: Network | None = None) -> list[Plan]:
+    return list(itertools.islice(random_plans(space(of or net())), count))
+
+
+@functools.cache
+def model() -> LatencyModel:
+    drawn = [workload(sketch(net(), plan, ORT), ORT) for plan in plans(40)]
+    return LatencyModel([(terms(work), 0.01 + work.macs * 1e-6) for work in drawn])
+
+
+def test_figures_go_by_name_and_what_is_unknown_is_left_out() -> None:
+    assert WHOLE.figures() == {
+        "size_bytes": 1000.0, "macs": 5000.0, "activation_bytes": 300.0, "latency_ms": 2.0,
+        "latency_low_ms": 1.5, "latency_high_ms": 2.5, "device_latency_ms": 7.0, "energy_mj": 0.5,
+    }  # fmt: skip
+    assert BARE.figures() == {"size_bytes": 1000.0, "macs": 5000.0, "activation_bytes": 300.0}
+    assert all(type(value) is float for value in WHOLE.figures().values())
+
+
+def test_the_least_and_the_expected() -> None:
+    here = dataclasses.replace(WHOLE, device="")
+    assert here.least("latency_limit_ms") == 1.5
+    assert here.expected("latency_limit_ms") == here.expected("latency_figure_ms") == 2.0
+    for name in ("latency_limit_ms", "latency_figure_ms"):
+        assert WHOLE.expected(name) == 7.0
+    assert WHOLE.least("latency_limit_ms") == 7.0  # of the device that was named
+    assert WHOLE.least("size_bytes") == pytest.approx(990)
+    assert WHOLE.expected("size_bytes") == 1000
+    for name in ("energy_mj", "activation_bytes"):
+        assert WHOLE.least(name) == WHOLE.expected(name)
+    assert math.isnan(BARE.least("latency_limit_ms"))
+    assert math.isnan(BARE.least("energy_mj"))
+
+
+@pytest.mark.parametrize(
+    ("budget", "over"),
+    [
+        (Budget(), False),
+        (Budget(latency_ms=1.49), True),
+        (Budget(latency_ms=1.51), False),  # within the error bar: the measurement decides
+        (Budget(latency_ms=3.0), False),
+        (Budget(max_size_bytes=985), True),
+        (Budget(max_size_bytes=992), False),  # within 1 %
+        (Budget(max_memory_bytes=299), True),
+        (Budget(max_memory_bytes=300), False),
+        (Budget(max_energy_mj=0.49), True),
+        (Budget(max_energy_mj=0.5), False),
+        (Budget(latency_ms=9, max_size_bytes=9000, max_energy_mj=9, max_memory_bytes=1), True),
+    ],
+)
+def test_over_is_what_exceeds_a_limit_by_more_than_the_error(budget: Budget, over: bool) -> None:
+    assert dataclasses.replace(WHOLE, device="").over(budget) is over
+
+
+def test_over_on_a_device_that_was_named() -> None:
+    assert WHOLE.over(Budget(latency_ms=6.9))
+    assert not WHOLE.over(Budget(latency_ms=7.0))
+
+
+def test_what_has_no_model_is_never_over() -> None:
+    tight = Budget(latency_ms=1e-9, max_energy_mj=1e-9)
+    assert not BARE.over(tight)
+    assert BARE.over(dataclasses.replace(tight, max_memory_bytes=1))  # but this is known
+    assert not dataclasses.replace(BARE, device="chip").over(tight)
+
+
+@pytest.mark.parametrize("target", ["null", "onnxruntime"])
+def test_an_estimate_is_of_the_file_that_would_be_built(target: str, tmp_path: Path) -> None:
+    abilities, made = TARGETS[target]().abilities, builder(target, net())
+    estimator = Estimator(net(), abilities, made)
+    for plan in [Plan(), *plans(4)]:
+        found = estimator(plan)
+        drawn = sketch(net(), plan, abilities)
+        work = workload(drawn, abilities)
+        assert found.size_bytes == made.build(drawn, tmp_path / "file").size_bytes
+        assert found.size_bytes == (tmp_path / "file").stat().st_size
+        assert (found.macs, found.activation_bytes) == (work.macs, peak_activation_bytes(work))
+        assert set(found.figures()) == {"size_bytes", "macs", "activation_bytes"}
+        assert (found.device, found.unknown) == ("", ())
+        assert repr(estimator.of(drawn, found.size_bytes)) == repr(found)
+        assert estimator.work(drawn) == work or estimator.work(drawn).ops == work.ops
+
+
+def test_options_are_obeyed() -> None:
+    made = builder("onnxruntime", net())
+    plan = Plan({f"{layer.name}/w_bits": 4 for layer in net().layers})
+    sizes = [
+        Estimator(net(), ORT, made, options=options)(plan).size_bytes
+        for options in (None, Options(), Options(bn=False))
+    ]
+    assert sizes[0] == sizes[1] < sizes[2]
+
+
+def test_the_latency_is_the_models() -> None:
+    estimator = Estimator(net(), ORT, builder("null", net()), model=model())
+    for plan in plans(3):
+        drawn = sketch(net(), plan, ORT)
+        assert estimator(plan).latency == model().predict(terms(workload(drawn, ORT)))
+        assert estimator(plan).latency_ms if hasattr(estimator(plan), "latency_ms") else True
+
+
+def test_the_figures_of_a_device() -> None:
+    estimator = Estimator(net(), ORT, builder("null", net()), device=CHIP)
+    for plan in plans(3):
+        work, found = workload(sketch(net(), plan, ORT), ORT), estimator(plan)
+        assert found.device == "cortex-m7"
+        assert found.device_latency_ms == analytic.latency_ms(work, CHIP)
+        assert found.energy_mj == analytic.energy_mj(work, CHIP)
+        assert math.isnan(found.latency.ms)
+        assert {"device_latency_ms", "energy_mj"} < set(found.figures())
+
+
+def test_a_plan_that_does_not_fit_is_an_error() -> None:
+    estimator = Estimator(net(), ORT, builder("null", net()))
+    with pytest.raises(PlanError):
+        estimator(Plan({"nothing/keep": 0.5}))
+
+
+class Odd(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sinh(self.fc(x))
+
+
+def test_unknown_operators_are_named_and_nothing_is_guessed() -> None:
+    odd = trace(Odd().eval(), (torch.randn(1, 4),))
+    estimator = Estimator(odd, ORT, builder("null", odd), device=CHIP)
+    found = estimator(Plan())
+    assert found.unknown == ("aten.sinh.default",)
+    assert math.isnan(found.energy_mj)
+    assert math.isnan(found.device_latency_ms)
+    assert found.macs == 16
+    assert not found.over(Budget(latency_ms=1e-9, max_energy_mj=1e-9))
+    both = Estimator(odd, ORT, builder("null", odd), device=CHIP, model=model())(Plan())
+    assert both.unknown[0] == "aten.sinh.default"
+    assert any(name.startswith("linear float") for name in both.unknown)
+    assert list(both.unknown) == sorted(both.unknown)
+    assert math.isnan(both.latency.ms)
+    assert not both.over(Budget(latency_ms=1e-9))
+    assert not Estimator(net(), ORT, builder("null", net()), model=model())(Plan()).unknown
+
+
+def test_measured_trials_refine_the_model() -> None:
+    own = LatencyModel(model().samples)
+    estimator = Estimator(net(), ORT, builder("null", net()), model=own)
+    plan = plans(1)[0]
+    before = estimator(plan).latency.ms
+    for _ in range(8):
+        estimator.learn(sketch(net(), plan, ORT), 1.5 * before)
+    assert estimator(plan).latency.ms > 1.25 * before
+    without = Estimator(net(), ORT, builder("null", net()))
+    without.learn(sketch(net(), plan, ORT), 1.0)  # there is nothing to refine
+    assert math.isnan(without(plan).latency.ms)
+
+
+def test_sizes_are_right_to_one_percent_once_trials_showed_which_biases_are_long() -> None:
+    """The network has channels that are always 0, whose biases compressing keeps in float32."""
+    of, made = trained(Trained), builder("onnxruntime", trained(Trained))
+    compressor = Compressor(of, calibration(), ORT, images=64)
+    estimator, fresh = (Estimator(of, ORT, made) for _ in range(2))
+    base = Plan({f"{layer.name}/w_bits": 8 for layer in of.layers})
+    estimator.learn(compressor.compress(base), 1.0)
+    worst = {"learnt": 0.0, "fresh": 0.0}
+    for plan in [base, *plans(12, of)]:
+        found = compressor.compress(plan)
+        size = len(made.content(found))
+        for name, which in (("learnt", estimator), ("fresh", fresh)):
+            worst[name] = max(worst[name], abs(which(plan).size_bytes / size - 1))
+        estimator.learn(found, 1.0)
+    assert worst["learnt"] < 0.01
+    assert worst["fresh"] >= worst["learnt"]
+
+
+def test_how_long_a_bias_is_decides_where_trials_differed() -> None:
+    of = trained(Trained)
+    estimator = Estimator(of, ORT, builder("null", of))
+    for keep, long in ((1, {"conv1.bias": 1}), (0.5, {}), (0.75, {"conv1.bias": 1})):
+        plan = Plan({"conv1/w_bits": 4} | ({"conv1/keep": keep} if keep < 1 else {}))
+        estimator.learn(sketch(of, plan, ORT, long=long), 1.0)
+    for keep, stored in ((0.5, "float16"), (0.625, "float16"), (0.75, None), (1, None)):
+        plan = Plan({"conv1/w_bits": 4, "conv1/keep": keep})
+        wanted = sketch(of, plan, ORT, long={} if stored else {"conv1.bias": 1})
+        assert wanted.weights.get("conv1.bias") == stored
+        assert estimator(plan).size_bytes == len(builder("null", of).content(wanted))
