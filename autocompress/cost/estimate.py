@@ -97,7 +97,7 @@ class Estimator:
         self._short: dict[str, int] = {}
 
     def __call__(self, plan: Plan) -> Estimate:
-        """Return the estimate of a plan; raise PlanError if it does not fit the network."""
+        """Return the estimate of a plan, which must fit the network (``Compressor.check``)."""
         long = {name: max(n, self._short.get(name, 0) + 1) for name, n in self._long.items()}
         drawn = sketch(self.network, plan, self.abilities, self.options, long=long)
         return self.of(drawn, len(self.builder.content(drawn)))

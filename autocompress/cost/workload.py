@@ -79,8 +79,8 @@ class Op:
     layer; ``pixels`` are its output positions, ``taps`` its weights for one input and output
     channel, ``stride`` the steps between positions (the longest). ``weights`` counts the
     parameters it reads; ``weight_bytes`` are their packed codes, biases at 32 bits, scales left
-    out; ``shared`` of these an earlier operator has read too. ``blocked``: in float32 it runs in the
-    runtime's own layout (``Abilities.float_block``). ``w_bits`` is the stored width of a
+    out; ``shared`` of these an earlier operator has read too. ``blocked``: in float32 it runs in
+    the runtime's own layout (``Abilities.float_block``). ``w_bits`` is the stored width of a
     layer's weights, ``a_bits`` that of its input where it runs on integers, else 32.
     """
 

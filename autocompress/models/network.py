@@ -87,7 +87,7 @@ class Network:
 
     @cached_property
     def example_ranges(self) -> Mapping[str, tuple[float, float]]:
-        """Least and greatest value of every floating-point tensor on the example inputs, by node."""
+        """Least and greatest value of every float tensor on the example inputs, by node."""
         found: dict[str, tuple[float, float]] = {}
 
         def observe(node: fx.Node, value: Any) -> None:

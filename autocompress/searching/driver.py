@@ -30,9 +30,8 @@ _SMALL = 4096
 # Failures in a row that end the run, at its start and later.
 _FAILURES_AT_START = 3
 _FAILURES = 20
-# Plans over budget in a row after which one is drawn at random, and that end the run.
+# Plans over budget in a row after which one that is not is looked for.
 _MISSES = 20
-_MISSES_AT_ALL = 400
 # Estimates that may be spent on finding a plan within the budget.
 _ESTIMATES = 300
 
@@ -77,9 +76,9 @@ def drive(study: Study, evaluator: "Evaluator", trials: int, progress: ProgressC
     ]
     done = study.completed
     failures = misses = 0
-    hopeless = ""
+    hopeless, lowest = "", list[Plan]()
     if study.budget:
-        floor = predicted_floor(study, evaluator)
+        floor, lowest = predicted_floor(study, evaluator)
         study.set_note("floor", floor)
         out = [name for name, least in floor.items() if least > getattr(study.budget, name)]
         hopeless = f"no plan is predicted to meet {' and '.join(out)}" if out else ""
@@ -91,11 +90,13 @@ def drive(study: Study, evaluator: "Evaluator", trials: int, progress: ProgressC
         elif hopeless:
             return f"the search ended after {done} trials: {hopeless}"
         else:
-            # a sampler that only finds plans over budget is given some that are not
-            fitting = _fitting(study, evaluator) if misses >= _MISSES else None
-            proposal = _propose(study, known, fitting)
+            proposal, reason = None, "no other plan is found that may meet the budget"
+            if misses < _MISSES:
+                proposal, reason = _propose(study, known), "every plan it finds has been scored"
+            elif fitting := _within_budget(study, evaluator, known, lowest):
+                proposal = study.ask(fitting)  # the sampler only finds plans over budget
             if proposal is None:
-                return f"the search ended after {done} trials: every plan it finds has been scored"
+                return f"the search ended after {done} trials: {reason}"
             label, (trial, plan) = "", proposal
         estimate = evaluator.estimate(plan) if study.budget else None
         if estimate is not None and not label and _surely_over(estimate, study):
@@ -103,8 +104,6 @@ def drive(study: Study, evaluator: "Evaluator", trials: int, progress: ProgressC
                 evaluator.over_budget(plan, recipe, estimate, study.nearest_accuracy(plan)), trial
             )
             misses += 1
-            if misses >= _MISSES_AT_ALL:
-                return f"the search ended after {done} trials: {misses} plans in a row over budget"
             continue
         misses = 0
         score = study.add(evaluator(plan, recipe, label, estimate), trial)
@@ -133,14 +132,15 @@ def _surely_over(estimate: Estimate, study: Study) -> bool:
     return known and estimate.over(study.budget)
 
 
-def predicted_floor(study: Study, evaluator: "Evaluator") -> dict[str, float]:
+def predicted_floor(study: Study, evaluator: "Evaluator") -> tuple[dict[str, float], list[Plan]]:
     """Return the least that is predicted over the space for every figure that the budget limits.
 
-    Less the prediction's error; by name of the limit. From the lowest uniform plans, one value at
-    a time is changed as long as that lowers the figure, within a few hundred estimates. Where
-    nothing is predicted of some of these plans, there is no floor.
+    Less the prediction's error, by name of the limit; and the plans of which that is predicted.
+    From the lowest uniform plans, one value at a time is changed as long as that lowers the figure,
+    within a few hundred estimates. Where nothing is predicted of some of these plans, there is no
+    floor.
     """
-    space, floor = study.parameters.space, {}
+    space, floor, lowest = study.parameters.space, dict[str, float](), list[Plan]()
     low = {name: values[0] for name, values in space.knobs.items()}
     starts = [
         Plan({**low, **{n: v for n, v in high.settings.items() if not n.endswith("/keep")}})
@@ -163,31 +163,45 @@ def predicted_floor(study: Study, evaluator: "Evaluator") -> dict[str, float]:
                     found = evaluator.estimate(other).least(field)
                     known = known and not math.isnan(found)
                     if found < best:
-                        best, chosen = found, space.choices(other)
+                        best, plan, chosen = found, other, space.choices(other)
         if known:
             floor[limit] = best
-    return floor
+            lowest.append(plan)
+    return floor, lowest
 
 
-def _fitting(study: Study, evaluator: "Evaluator") -> Callable[[Plan], bool]:
-    return lambda plan: not _surely_over(evaluator.estimate(plan), study)
-
-
-def _propose(
+def _within_budget(
     study: Study,
+    evaluator: "Evaluator",
     known: Callable[[Plan], Score | None],
-    fitting: Callable[[Plan], bool] | None = None,
-) -> tuple[Trial, Plan] | None:
+    lowest: Sequence[Plan],
+) -> Plan | None:
+    """Return a plan without a score that is not surely over budget, None if none is found.
+
+    Of a small space all plans are gone through; from a large one they are drawn at random, later
+    ones nearer and nearer to the ``lowest`` plans.
+    """
+    space, generator = study.parameters.space, random.Random(len(study.scores))  # noqa: S311
+    large = space.size > _SMALL
+    for place, plan in enumerate(itertools.islice(_draws(study), _ESTIMATES if large else None)):
+        low = space.choices(generator.choice(lowest)) if large and lowest else {}
+        share = place / _ESTIMATES
+        mixed = {
+            name: low[name] if low and generator.random() < share else value
+            for name, value in space.choices(plan).items()
+        }
+        found = space.plan(mixed)
+        if known(found) is None and not _surely_over(evaluator.estimate(found), study):
+            return found
+    return None
+
+
+def _propose(study: Study, known: Callable[[Plan], Score | None]) -> tuple[Trial, Plan] | None:
     """Return a trial whose plan has no score yet, None if none is found.
 
     The sampler is told the score of what it proposes again; a sampler that insists (GP on a plan
-    that failed) is given a plan drawn at random. ``fitting``: take one drawn at random that fits.
+    that failed) is given a plan drawn at random.
     """
-    if fitting is not None:
-        drawn = itertools.islice(_draws(study), _ESTIMATES)
-        new = next((plan for plan in drawn if known(plan) is None and fitting(plan)), None)
-        if new is not None:
-            return study.ask(new)
     for _ in range(_REPEATS):
         trial, plan = study.ask()
         score = known(plan)

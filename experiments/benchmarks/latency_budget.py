@@ -6,7 +6,8 @@
 For each network (random weights, 1×28×28; its score is 1 less the relative error of its outputs on
 512 random images) and runtime: a search with a budget of half of the uncompressed network's
 latency. Every file of its front is then opened in a process of its own and measured anew beside
-the uncompressed file. Results go to experiments/results/latency_budget.csv.
+the uncompressed file. Results are appended to
+experiments/results/latency_budget.csv.
 """
 
 import argparse
@@ -118,9 +119,11 @@ def main() -> None:
                 rows += run(runtime, name, options.trials, Path(folder))
     excess = np.array([row["over"] for row in rows])
     print(f"in all: {(excess <= 0).mean():.1%} of {len(excess)}, the worst {excess.max():+.1%}")
-    with RESULTS.open("w", newline="") as file:
+    new = not RESULTS.exists()
+    with RESULTS.open("a", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
+        if new:
+            writer.writeheader()
         writer.writerows(rows)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from autocompress.cost import analytic
 from autocompress.cost.calibrate import random_plans
@@ -16,7 +17,6 @@ from autocompress.cost.latency import LatencyModel, Prediction
 from autocompress.cost.memory import peak_activation_bytes
 from autocompress.cost.terms import terms
 from autocompress.cost.workload import workload
-from autocompress.errors import PlanError
 from autocompress.models.network import Network
 from autocompress.models.trace import trace
 from autocompress.spec.budget import Budget
@@ -132,7 +132,7 @@ def test_an_estimate_is_of_the_file_that_would_be_built(target: str, tmp_path: P
         assert set(found.figures()) == {"size_bytes", "macs", "activation_bytes"}
         assert (found.device, found.unknown) == ("", ())
         assert repr(estimator.of(drawn, found.size_bytes)) == repr(found)
-        assert estimator.work(drawn) == work or estimator.work(drawn).ops == work.ops
+        assert estimator.work(drawn).ops == work.ops
 
 
 def test_options_are_obeyed() -> None:
@@ -150,7 +150,6 @@ def test_the_latency_is_the_models() -> None:
     for plan in plans(3):
         drawn = sketch(net(), plan, ORT)
         assert estimator(plan).latency == model().predict(terms(workload(drawn, ORT)))
-        assert estimator(plan).latency_ms if hasattr(estimator(plan), "latency_ms") else True
 
 
 def test_the_figures_of_a_device() -> None:
@@ -164,19 +163,13 @@ def test_the_figures_of_a_device() -> None:
         assert {"device_latency_ms", "energy_mj"} < set(found.figures())
 
 
-def test_a_plan_that_does_not_fit_is_an_error() -> None:
-    estimator = Estimator(net(), ORT, builder("null", net()))
-    with pytest.raises(PlanError):
-        estimator(Plan({"nothing/keep": 0.5}))
-
-
 class Odd(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.fc = nn.Linear(4, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.sinh(self.fc(x))
+        return torch.sinh(self.fc(F.gelu(x)))
 
 
 def test_unknown_operators_are_named_and_nothing_is_guessed() -> None:
@@ -189,9 +182,10 @@ def test_unknown_operators_are_named_and_nothing_is_guessed() -> None:
     assert found.macs == 16
     assert not found.over(Budget(latency_ms=1e-9, max_energy_mj=1e-9))
     both = Estimator(odd, ORT, builder("null", odd), device=CHIP, model=model())(Plan())
-    assert both.unknown[0] == "aten.sinh.default"
-    assert any(name.startswith("linear float") for name in both.unknown)
-    assert list(both.unknown) == sorted(both.unknown)
+    assert both.unknown == (
+        "aten.gelu.default, 1 positions", "aten.sinh.default", "aten.sinh.default, 1 positions",
+        "convert f to p, 1 positions",
+    )  # fmt: skip
     assert math.isnan(both.latency.ms)
     assert not both.over(Budget(latency_ms=1e-9))
     assert not Estimator(net(), ORT, builder("null", net()), model=model())(Plan()).unknown

@@ -19,7 +19,7 @@ from autocompress.targets import TARGETS
 from autocompress.transforms.sketch import sketch
 from tests.cost.test_workload import net_of, settings, work
 
-NETS = ("resnet", "mobilenetv2", "shuffled", "attention")
+NETS = ("resnet", "shuffled", "attention")
 
 #: Rounds what integer layers read and nothing else; fuses ReLU; no layout of its own.
 PLAIN = Abilities((2, 8, 16, 32), (8, 32), fused_activations=frozenset({"aten.relu.default"}))

@@ -42,7 +42,11 @@ def student(family: str, size: int = 28, widths: tuple[int, ...] = ()) -> tuple[
     """
     torch.manual_seed(0)
     options: dict[str, Any] = {"widths": widths} if widths else {}
-    few: dict[str, dict[str, Any]] = {"resnet": {"depth": 1}, "shufflenetv2": {"depths": (2, 2, 2)}}
+    few: dict[str, dict[str, Any]] = {
+        "resnet": {"depth": 1},
+        "mobilenetv2": {"stages": [(1, 16, 1, 1), (6, 24, 2, 2), (6, 64, 2, 2)]},
+        "shufflenetv2": {"depths": (2, 2, 2)},
+    }
     options |= few.get(family, {})
     model = STUDENTS[family](in_channels=1, num_classes=10, **options)
     for module in model.modules():
