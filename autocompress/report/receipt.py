@@ -20,7 +20,7 @@ class Side:
     ``a_bits``: of the input. ``size_bytes`` of codes and biases, but for those that an earlier
     operator reads too. Milliseconds: ``predicted_ms`` by the latency model and ``device_ms`` by a
     device file, ``profiled_ms`` by the runtime's own profiler, which slows what it measures;
-    conversions of formats count with who needs them.
+    conversions of formats count with who makes what they convert.
     """
 
     channels: str = ""
@@ -37,7 +37,7 @@ class Line:
     """An operator before and after; ``before`` is None where it only exists after.
 
     ``step``: where the layer's channels stand among the kernel's tiles. ``conversion``: the changes
-    of format that it needs and the milliseconds that they are predicted to take.
+    of format that its result needs and the milliseconds that they are predicted to take.
     """
 
     name: str

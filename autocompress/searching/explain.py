@@ -8,7 +8,7 @@ from pathlib import Path
 
 from autocompress.cost.analytic import roofline
 from autocompress.cost.estimate import Estimator
-from autocompress.cost.terms import Term, terms
+from autocompress.cost.terms import Term, placed, storage, terms
 from autocompress.cost.workload import Op, Workload
 from autocompress.report.receipt import Line, Receipt, Side
 from autocompress.spec.plan import Plan
@@ -76,18 +76,28 @@ def _costs(
     inputs: tuple[Array, ...],
 ) -> _Costs:
     work = estimator.work(compressed)
+    stored = storage(work)
+    stored |= {op.node: stored[op.output] for op in work.ops}
+    home: dict[str, str] = {}  # by value in storage: who makes it, else who reads it first
+    for op in work.ops:
+        if op.kind != "view":
+            home[stored[op.output]] = op.node
+            for value in op.inputs:
+                home.setdefault(stored[value], op.node)
     predicted: dict[str, float] = {}
     conversions: dict[str, list[tuple[Term, float]]] = {}
     if estimator.model is not None:
-        for term, ms in estimator.model.predict(terms(work)).parts:
-            predicted[term.op] = predicted.get(term.op, 0.0) + ms
+        listed = placed(work)
+        parts = estimator.model.predict([term for term, _ in listed]).parts
+        for (term, value), (_, ms) in zip(listed, parts, strict=False):  # no parts: unknown terms
+            node = home.get(value, term.op)
+            predicted[node] = predicted.get(node, 0.0) + ms
             if term.family.startswith("convert"):
-                conversions.setdefault(term.op, []).append((term, ms))
+                conversions.setdefault(node, []).append((term, ms))
     path.write_bytes(estimator.builder.content(compressed, named=True))
-    owner = {op.output: op.node for op in work.ops} | {op.node: op.node for op in work.ops}
     profiled: dict[str, float] = {}
     for found in target.profile(path, inputs):
-        node = owner.get(found.node, "")
+        node = home.get(stored.get(found.node, ""), "")
         profiled[node] = profiled.get(node, 0.0) + found.ms
     device: dict[str, float] = {}
     if estimator.device is not None:
