@@ -81,7 +81,7 @@ def _parser() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
 
     quiet = {"action": "store_true", "help": "show nothing but the result"}
     sub = command("search", "search as a configuration file says", _search)
-    sub.add_argument("config", type=Path, metavar="CONFIG.toml")
+    sub.add_argument("config", type=Path, metavar="CONFIG.toml", help="task, space, target, …")
     sub.add_argument(
         "--run", type=Path, dest="run_dir", metavar="DIR", help="run directory (runs/<config>)"
     )
@@ -91,7 +91,10 @@ def _parser() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     sub.add_argument("--max-energy", type=_LIMIT, metavar="MJ", help="limit, mJ (with --device)")
     sub.add_argument("--max-memory", type=_BYTES, metavar="BYTES", help="limit on peak activations")
     sub.add_argument(
-        "--device", metavar="NAME", help="predict latency and energy for a device file instead"
+        "--device",
+        metavar="NAME",
+        help="predict latency and energy for avx2-core, "
+        "cortex-a76, cortex-m7, bit-fusion or a device file (path) instead",
     )
     sub.add_argument("--sampler", metavar="NAME", help="tpe, nsga2, gp or random")
     sub.add_argument("--target", metavar="NAME", help="runtime: onnxruntime or openvino")
@@ -122,7 +125,7 @@ def _parser() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     sub.add_argument("--output", type=Path, metavar="FILE", help="export to this file")
 
     sub = command("bench", "measure one file by the timing protocol", _bench)
-    sub.add_argument("file", type=Path, metavar="FILE")
+    sub.add_argument("file", type=Path, metavar="FILE", help="an ONNX file")
     sub.add_argument("--reference", type=Path, metavar="FILE", help="time it beside another file")
     sub.add_argument(
         "--threads",
@@ -139,7 +142,7 @@ def _parser() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     )
 
     sub = command("calibrate", "fit this machine's latency model to a model's layers", _calibrate)
-    sub.add_argument("config", type=Path, metavar="CONFIG.toml")
+    sub.add_argument("config", type=Path, metavar="CONFIG.toml", help="its task, space, target")
     sub.add_argument("--target", metavar="NAME", help="runtime: onnxruntime or openvino")
     sub.add_argument("--threads", type=_COUNT, metavar="N", help="threads of the runtime")
     sub.add_argument(
@@ -149,7 +152,13 @@ def _parser() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
 
     sub = command("explain", "show layer by layer what a trial costs and why", _explain)
     sub.add_argument("directory", type=Path, metavar="DIR", help="run directory")
-    sub.add_argument("--trial", type=_SEED, required=True, metavar="N", help="as in the front")
+    sub.add_argument(
+        "--trial",
+        type=_SEED,
+        required=True,
+        metavar="N",
+        help="its number, in the front or the study",
+    )
     sub.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
     return parser, made
 
@@ -463,6 +472,7 @@ def _calibrate(parsed: argparse.Namespace) -> int:
             seconds=parsed.seconds,
             progress=show,
         )
+        show(1.0)
     if made.note:
         print(f"note: {made.note}", file=sys.stderr)
     errors = sorted(abs(made.errors))

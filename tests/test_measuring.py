@@ -65,6 +65,7 @@ def test_a_file_is_timed_beside_itself_or_a_reference(tmp_path: Path, asked) -> 
     assert own["same"]
     assert not beside["same"]
     assert beside["reference_ms"] == 2.0
+    assert own["max_seconds"] < beside["max_seconds"]
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])

@@ -192,6 +192,34 @@ def test_a_devices_figures_stand_beside(monkeypatch) -> None:
     assert receipt.lines[0].after.device_ms < receipt.lines[0].before.device_ms
 
 
+class Late(Null):
+    """Calls a layer after the last operator that is fused into it."""
+
+    def profile(self, path, inputs, runs=20):
+        return (OpTime("relu", "conv", 0.25), OpTime("conv2d", "reorder", 0.5))
+
+
+def test_what_is_fused_into_a_layer_is_its_own() -> None:
+    receipt, *_ = explained(target=Late())
+    assert receipt.lines[0].after.profiled_ms == 0.75
+    assert receipt.total("profiled_ms") == 0.75
+    assert len(receipt.notes) == 1
+
+
+class Flat(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(2, 3, 1), nn.Linear(12, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.conv(x).flatten(1))
+
+
+def test_what_costs_nothing_has_no_line() -> None:
+    receipt, *_ = explained(Plan(), network(Flat, 2, 2, 2))
+    assert [line.name for line in receipt.lines] == ["conv", "head"]
+
+
 class Strange(Null):
     """Half of its time is of nobody knows what."""
 
