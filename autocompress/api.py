@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from autocompress.cost.calibrate import Calibration, calibration_path, load_calibration
 from autocompress.cost.calibrate import calibrate as measure_calibration
-from autocompress.cost.calibrate import calibration_path, load_calibration
-from autocompress.cost.device import read_device
+from autocompress.cost.device import Device, read_device
 from autocompress.cost.estimate import Estimator
 from autocompress.cost.terms import terms
 from autocompress.cost.workload import workload
@@ -270,7 +270,7 @@ def _run(
                 "data": _data_fingerprint(task),
                 "space": space.digest,
                 "target": f"{config.target}, {config.threads} threads, batch {config.batch_size}",
-                **({"device": config.device} if config.device else {}),
+                **({"device": _digest(device)} if device else {}),
             }
         )
         write_whole(directory / "config.toml", config.to_toml().encode())
@@ -318,6 +318,8 @@ def _set_latency_model(
     network, target = evaluator.network, evaluator.target
     path = calibration_path(network, target)
     found, note = load_calibration(path, target)
+    if found is not None and _unseen(found, network, space, target):
+        found, note = None, "the latency calibration has not seen all that this space asks for"
     if found is None:
         start = "calibrating the latency model (up to two minutes, once)"
         report(Progress(0, 1, note="; ".join(part for part in (note, start) if part)))
@@ -335,6 +337,23 @@ def _set_latency_model(
         for made, score in measured
     ]
     estimator.model = found.model(evaluator.reference_ms)
+
+
+def _unseen(
+    calibration: Calibration, network: Network, space: SearchSpace, target: Target
+) -> frozenset[str]:
+    """Return the families of operators of a space's baselines that a calibration has not seen."""
+    seen = {term.family for made, _ in calibration.samples for term in made}
+    wanted = {
+        term.family
+        for _, plan in space.baselines()
+        for term in terms(workload(sketch(network, plan, target.abilities), target.abilities))
+    }
+    return frozenset(wanted - seen)
+
+
+def _digest(device: Device) -> str:
+    return f"{device.name} {hashlib.sha256(repr(device).encode()).hexdigest()}"
 
 
 @contextlib.contextmanager

@@ -49,6 +49,8 @@ def bench(
     ``seconds``: what it may take at most on a calm machine. Raises ArtifactError for a file that
     the runtime refuses, InputError for files that do not take the same inputs.
     """
+    if not seconds > 0:
+        raise InputError(f"seconds must be above 0, not {seconds!r}.")
     target = make_target(runtime, threads=threads)
     candidate = target.open(Path(path))
     other = candidate if reference is None else target.open(Path(reference))

@@ -59,6 +59,8 @@ class Config:
             if not isinstance(getattr(self, name), str):
                 raise InputError(f"{name} must be a name in quotes, not {getattr(self, name)!r}.")
         object.__setattr__(self, "objectives", check_objectives(self.objectives))
+        if self.device.endswith(".toml"):  # found again from any folder
+            object.__setattr__(self, "device", str(Path(self.device).absolute()))
         if not self.device and (self.budget.max_energy_mj or "energy" in self.objectives):
             raise InputError(
                 'Energy is predicted for a device: name one (device = "avx2-core" in [target], '
@@ -92,6 +94,8 @@ class Config:
             raise ConfigError(f"{path}: space must be a name or a path in quotes.")
         if isinstance(search.get("space"), str) and search["space"].endswith(".toml"):
             search["space"] = str(path.parent / search["space"])
+        if isinstance(target.get("device"), str) and target["device"].endswith(".toml"):
+            target["device"] = str(path.parent / target["device"])
         if "name" in target:
             target["target"] = target.pop("name")
         try:

@@ -35,6 +35,7 @@ __all__ = ["Block", "Timing", "cpu_features", "cpu_model", "measure", "summarise
 Block = tuple[float, float, float, float]
 
 _CALM = 1.05  # a reference this far above its floor: a slow episode
+_OTHER = 1.5  # a floor this far above the known one: another machine, no slow episode
 _LEAST = 8  # calm blocks before an interval is believed
 _PATIENCE = 6  # times the time limit, to wait for the end of a slow episode
 _FASTEST = 0.25  # the share of the blocks that is averaged
@@ -174,16 +175,17 @@ def summarise(
     """Return the timing of blocks on a clock, "cpu" or "wall".
 
     Dropped are blocks whose reference lies more than 5 % above its floor (``reference_ms``, or
-    the 10th percentile of the blocks if that is less), unless fewer than three would be left: then
-    the floor is the blocks' own. The interval is bootstrapped over stretches of neighbouring
-    blocks. Raises ValueError without blocks.
+    the 10th percentile of the blocks if that is less or half as much again), unless fewer than
+    three would be left: then the floor is the blocks' own. The interval is bootstrapped over
+    stretches of neighbouring blocks. Raises ValueError without blocks.
     """
     if not blocks:
         raise ValueError("A timing needs at least one block.")
     columns = (0, 1) if clock == "cpu" else (2, 3)
     table = np.maximum(np.array(blocks, dtype=np.float64)[:, columns], 1e-9)
     own = float(np.quantile(table[:, 1], 0.1))
-    floor = own if reference_ms is None else min(own, reference_ms)
+    other = reference_ms is None or own > _OTHER * reference_ms
+    floor = own if other or reference_ms is None else min(own, reference_ms)
     near = table[:, 1] <= _CALM * floor
     calm = float(near.mean())
     if near.sum() < 3:

@@ -6,9 +6,9 @@
 Networks with random weights: ResNet-20, MobileNetV2- and ShuffleNetV2-style at 1×28×28 (below
 1 ms), float32 and 8-bit, and in float32 at 3 channels and 96, 128 and 112 pixels (5 ms and more).
 In every round each file is opened anew and measured once quiet and once beside busy loops, next to
-the same uncompressed reference. Printed for each: the coefficient of variation of the repeats, of the plain
-wall-clock median and of the simple median of paired ratios taken of the same blocks, and how often
-the 95 % intervals hold the long-run value, which is the mean of the quiet repeats. Results go to
+the same uncompressed reference. Printed for each: the coefficient of variation of the repeats, of
+the plain wall-clock median and of the simple median of paired ratios taken of the same blocks, and
+how often the 95 % intervals hold the long-run value, the mean of the quiet repeats. Results go to
 experiments/results/latency_repeatability.csv.
 """
 

@@ -133,3 +133,15 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none.toml", tmp_path / "binary.toml"):
         with pytest.raises(ConfigError, match="must be readable"):
             Config.read(path)
+
+
+def test_a_device_file_is_found_from_the_folder_of_the_configuration(tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    path = tmp_path / "in" / "a.toml"
+    path.write_text('[task]\nname = "digits"\n[target]\ndevice = "mine.toml"\n')
+    config = Config.read(path)
+    assert config.device == str(tmp_path / "in" / "mine.toml")
+    path.write_text(config.to_toml())  # as a run directory keeps it
+    monkeypatch.chdir(tmp_path)
+    assert Config.read(path).device == config.device
+    assert Config(device="avx2-core").device == "avx2-core"

@@ -432,3 +432,11 @@ def test_what_the_processor_is(tmp_path: Path) -> None:
     assert cpu_model(info) == "A processor @ 2 GHz 6 85"
     assert cpu_features(tmp_path / "none") == ()
     assert cpu_model(tmp_path / "none") == "unknown"
+
+
+def test_a_reference_far_above_its_known_floor_is_of_another_machine() -> None:
+    blocks = tuple((1.0, 2.0, 1.0, 2.0) for _ in range(10))
+    assert summarise(blocks, clock="cpu", reference_ms=1.8).calm == 0.0  # a slow episode
+    moved = summarise(blocks, clock="cpu", reference_ms=1.0)
+    assert moved.calm == 1.0
+    assert moved.latency_ms == pytest.approx(0.5)
