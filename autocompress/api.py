@@ -243,6 +243,7 @@ def _run(
     assert isinstance(template, SpaceTemplate)
     target = make_target(config.target, threads=config.threads, batch_size=config.batch_size)
     # unknown names end here, before any work
+    config.check_device()
     make_sampler(config.sampler, config.seed)
     device = read_device(config.device) if config.device else None
     options = Options.of(config.compress)

@@ -61,6 +61,9 @@ class Config:
         object.__setattr__(self, "objectives", check_objectives(self.objectives))
         if self.device.endswith(".toml"):  # found again from any folder
             object.__setattr__(self, "device", str(Path(self.device).absolute()))
+
+    def check_device(self) -> None:
+        """Raise InputError if energy is limited or improved and no device says what it is."""
         if not self.device and (self.budget.max_energy_mj or "energy" in self.objectives):
             raise InputError(
                 'Energy is predicted for a device: name one (device = "avx2-core" in [target], '
