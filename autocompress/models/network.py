@@ -170,6 +170,24 @@ class Network:
             copy.__dict__["_program"] = self._program
         return copy
 
+    def pruned(
+        self, kept: Mapping[str, Sequence[int]]
+    ) -> "tuple[Network, Mapping[str, Mapping[int, Tensor]]]":
+        """Return a copy with fewer channels, and what each parameter keeps, by dimension.
+
+        ``kept`` has the ascending channels kept of each unit, as for ``groups.slices``.
+        """
+        if not kept:
+            return self, {}
+        slices = self.groups.slices(kept)
+        sliced = {}
+        for name, cuts in slices.items():
+            value = self.params[name]
+            for dim, index in cuts.items():
+                value = value.index_select(dim, index)
+            sliced[name] = value
+        return self.replace(params=sliced, edits=self.groups.edits(kept)), slices
+
     def _edited(self, edits: Mapping[str, Sequence[Any]]) -> fx.Graph:
         graph = fx.Graph()
         mapping: dict[fx.Node, fx.Node] = {}

@@ -156,17 +156,7 @@ class Compressor:
         kept = self.kept(plan)
         if not kept and not any(True for knob in ("w_bits", "a_bits") for _ in plan.of(knob)):
             return Compressed(plan, self.network, {}, {})
-        network, slices = self.network, {}
-        if kept:
-            groups = network.groups
-            slices = groups.slices(kept)
-            sliced = {}
-            for name, cuts in slices.items():
-                value = network.params[name]
-                for dim, index in cuts.items():
-                    value = value.index_select(dim, index)
-                sliced[name] = value
-            network = network.replace(params=sliced, edits=groups.edits(kept))
+        network, slices = self.network.pruned(kept)
         tensors = rounded_tensors(network, plan, self.abilities)
         rebuilt = rebuild(
             self.teacher,

@@ -47,15 +47,7 @@ def sketch(
         for unit in network.units
         if plan.get(unit.name, "keep") < 1
     }
-    kept = {unit.name: kept[unit.name] for unit in network.units if unit.name in kept}
-    sliced: dict[str, Tensor] = {}
-    if kept:
-        for name, cuts in network.groups.slices(kept).items():
-            value = network.params[name]
-            for dim, index in cuts.items():
-                value = value.index_select(dim, index)
-            sliced[name] = value
-        network = network.replace(params=sliced, edits=network.groups.edits(kept))
+    network, _ = network.pruned(kept)
     bits: dict[str, int] = {}
     for layer in network.layers:
         asked = int(plan.get(layer.name, "w_bits"))
