@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from autocompress.cost import workload as module
+from autocompress.cost import shapes as module
 from autocompress.cost.workload import Workload, workload
 from autocompress.models.network import Network
 from autocompress.models.students import STUDENTS
@@ -209,7 +209,7 @@ def test_formulas_agree_with_the_operators() -> None:
         sample = torch.randn(1, 4, chance.randint(6, 9), 6 if dilation == 1 else 8)
         out = conv(sample)
         params = {"w": conv.weight, "b": torch.zeros(6), "row": torch.zeros(out.shape[-1])}
-        found = module._shapes(graph, params, (sample,))
+        found = module.shapes_of(graph, params, (sample,))
         assert found[first].shape == found[scaled].shape == tuple(out.shape)
         assert found[flat].shape == (1, out.numel())
 
