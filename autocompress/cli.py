@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from autocompress.api import Run
     from autocompress.report.front import Front
     from autocompress.searching.driver import Progress
-    from autocompress.targets.timing import Timing
 
 __all__ = ["main"]
 
@@ -409,49 +408,23 @@ def _pick(parsed: argparse.Namespace) -> int:
 
 def _bench(parsed: argparse.Namespace) -> int:
     from autocompress import measuring
+    from autocompress.report.timings import side_by_side, timing_text
 
     options = {"threads": parsed.threads, "reference": parsed.reference}
     if parsed.runtime == "all":
-        return _side_by_side(measuring.bench_all(parsed.file, **options))
+        found = measuring.bench_all(parsed.file, **options)
+        print(side_by_side(found))
+        return 2 if all(isinstance(timing, Exception) for timing in found.values()) else 0
     timing = measuring.bench(parsed.file, runtime=parsed.runtime, **options)
-    print(
-        f"latency: {timing.latency_ms:.4g} ms (95 %: {timing.low_ms:.4g} to {timing.high_ms:.4g}), "
-        f"{_clock(timing)}, threads: {parsed.threads}, {len(timing.blocks)} blocks, "
-        f"{timing.calm:.0%} of them calm"
-    )
-    if parsed.reference is not None:
-        print(
-            f"reference: {timing.reference_ms:.4g} ms; the file takes {timing.ratio:.3f} times that"
-        )
+    print(timing_text(timing, parsed.threads, beside=parsed.reference is not None))
     return 0
-
-
-def _clock(timing: "Timing") -> str:
-    name = {"cpu": "CPU clock", "wall": "wall clock"}.get(timing.clock, timing.clock)
-    return name if timing.agree else f"{name} (clocks disagree: other threads work too)"
-
-
-def _side_by_side(found: "Mapping[str, Timing | AutocompressError]") -> int:
-    """Print a line a runtime; the status is 2 where none took the file."""
-    width = max(len(name) for name in found)
-    best = min((t.latency_ms for t in found.values() if not isinstance(t, Exception)), default=0)
-    for name, timing in found.items():
-        if isinstance(timing, AutocompressError):
-            print(f"{name.ljust(width)}  {' '.join(str(timing).split())}")
-        else:
-            times = f"{timing.low_ms:.4g} to {timing.high_ms:.4g}"
-            beside = f"{timing.latency_ms / best:.2f} × the fastest"
-            print(
-                f"{name.ljust(width)}  {timing.latency_ms:.4g} ms (95 %: {times}), {beside}, "
-                f"{_clock(timing)}"
-            )
-    return 0 if best else 2
 
 
 def _calibrate(parsed: argparse.Namespace) -> int:
     import tqdm
 
     from autocompress import measuring
+    from autocompress.report.timings import calibration_text
 
     with contextlib.ExitStack() as screen:
         bars: list[tqdm.tqdm[NoReturn]] = []
@@ -475,12 +448,7 @@ def _calibrate(parsed: argparse.Namespace) -> int:
         show(1.0)
     if made.note:
         print(f"note: {made.note}", file=sys.stderr)
-    errors = sorted(abs(made.errors))
-    print(
-        f"latency model of {made.plans} measured plans; held out in turn, half of them are "
-        f"predicted within {errors[len(errors) // 2]:.1%} and 95 % within "
-        f"{errors[int(len(errors) * 0.95)]:.1%}\nkept in: {made.path}"
-    )
+    print(calibration_text(made.plans, made.errors.tolist(), made.path))
     return 0
 
 

@@ -16,7 +16,7 @@ from autocompress.names import find_space, make_task, resolve_space
 from autocompress.spec.config import Config
 from autocompress.spec.space import SpaceTemplate
 from autocompress.targets import TARGETS, make_target
-from autocompress.targets.timing import Timing, measure
+from autocompress.targets.timing import Timing, measure, openings
 from autocompress.tasks.base import Task
 
 __all__ = ["Calibrated", "bench", "bench_all", "calibrate", "calibrate_config"]
@@ -64,10 +64,12 @@ def bench(
                 f"{file} does not ({' '.join(str(error).split())[:200]})."
             ) from error
     base = None
+    candidates = openings(candidate, seconds)
+    others = candidates if other is candidate else openings(other, seconds)
     if reference is not None:
-        base = measure(other, other, inputs, threads=threads, max_seconds=seconds / 2).latency_ms
+        base = measure(others, others, inputs, threads=threads, max_seconds=seconds / 2).latency_ms
     return measure(
-        candidate, other, inputs,
+        candidates, others, inputs,
         threads=threads, reference_ms=base, max_seconds=seconds, relative_width=0.001,
     )  # fmt: skip
 

@@ -43,7 +43,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     calls: list[dict] = []
 
     def measure(candidate, reference, inputs, **how) -> Timing:
-        calls.append({"same": candidate is reference, "inputs": inputs, **how})
+        calls.append({"same": candidate[0] is reference[0], "inputs": inputs, **how})
         ms = float(len(calls))
         base = how.get("reference_ms") or ms
         return Timing(ms, ms, ms, base, ms / base, "cpu", True, 1.0, ())

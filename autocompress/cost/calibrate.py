@@ -27,10 +27,17 @@ from autocompress.spec.files import write_whole
 from autocompress.spec.plan import Plan
 from autocompress.spec.space import SearchSpace
 from autocompress.targets.base import Array, Builder, Session, Target
-from autocompress.targets.timing import cpu_model, measure
+from autocompress.targets.timing import cpu_model, measure, openings
 from autocompress.transforms.sketch import sketch
 
-__all__ = ["Calibration", "calibrate", "calibration_path", "load_calibration", "random_plans"]
+__all__ = [
+    "Bench",
+    "Calibration",
+    "calibrate",
+    "calibration_path",
+    "load_calibration",
+    "random_plans",
+]
 
 _FORMAT = 1
 _PROFILED = 24  # plans whose operators are profiled one by one
@@ -175,7 +182,7 @@ def calibrate(
     samples: list[Sample] = []
     nodes: list[tuple[list[Term], float]] = []
     with tempfile.TemporaryDirectory(prefix="autocompress-") as folder:
-        bench = _Bench(network, target, builder, Path(folder))
+        bench = Bench(network, target, builder, Path(folder))
         plans, profiled = random_plans(space, seed), 0
         for label, plan in space.baselines():
             if label != "uncompressed":
@@ -194,32 +201,36 @@ def calibrate(
         return Calibration(_device(target), bench.reference_ms, samples, _rates(nodes))
 
 
-class _Bench:
+class Bench:
     """Measures sketches of plans beside the uncompressed network."""
 
     def __init__(self, network: Network, target: Target, builder: Builder, folder: Path) -> None:
         self.network, self.target, self.builder, self.folder = network, target, builder, folder
-        self.reference = self._open(Plan())
-        self.inputs: tuple[Array, ...] = self.reference.example_inputs(target.batch_size)
-        self.reference_ms = self._time(self.reference, 4.0)
+        self._path = folder / f"model{target.suffix}"
+        builder.build(sketch(network, Plan(), target.abilities), self._path)
+        self._references = openings(target.open(self._path), 4.0)
+        self.inputs: tuple[Array, ...] = self._references[0].example_inputs(target.batch_size)
+        self.reference_ms = self._time(self._references, 4.0, 0.001)
 
-    def _open(self, plan: Plan) -> Session:
-        path = self.folder / f"model{self.target.suffix}"
-        self.builder.build(sketch(self.network, plan, self.target.abilities), path)
-        return self.target.open(path)
-
-    def _time(self, session: Session, most: float, reference_ms: float | None = None) -> float:
+    def _time(
+        self, sessions: tuple[Session, ...], most: float, width: float, base: float | None = None
+    ) -> float:
         return measure(
-            session, self.reference, self.inputs, threads=self.target.threads,
-            reference_ms=reference_ms, max_seconds=most,
+            sessions, self._references, self.inputs, threads=self.target.threads,
+            reference_ms=base, max_seconds=most, relative_width=width,
         ).latency_ms  # fmt: skip
 
-    def measure(self, plan: Plan, most: float = 0.4) -> Sample:
-        """Return a plan's terms and its latency, measured for ``most`` seconds at most."""
+    def measure(self, plan: Plan, most: float = 0.4, *, well: bool = False) -> Sample:
+        """Return a plan's terms and its latency, measured for ``most`` seconds at most.
+
+        ``well``: over several openings and to a narrow interval; without it as well as is worth it
+        where another plan could be measured meanwhile.
+        """
         compressed = sketch(self.network, self._quick(plan), self.target.abilities)
-        path = self.folder / f"model{self.target.suffix}"
-        self.builder.build(compressed, path)
-        found = self._time(self.target.open(path), most, self.reference_ms)
+        self.builder.build(compressed, self._path)
+        session = self.target.open(self._path)
+        sessions = openings(session, most) if well else (session,)
+        found = self._time(sessions, most, 0.001 if well else 0.02, self.reference_ms)
         return terms(workload(compressed, self.target.abilities)), found
 
     def _quick(self, plan: Plan) -> Plan:

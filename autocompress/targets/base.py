@@ -40,6 +40,9 @@ class Session(Protocol):
     def __call__(self, *arrays: Array) -> Any:
         """Run the file; return an array, or a tuple where there are several outputs."""
 
+    def again(self) -> "Session":
+        """Return the file opened once more, so that it lies elsewhere in memory."""
+
     def example_inputs(self, batch_size: int = 1) -> tuple[Array, ...]:
         """Return arrays that the file takes, the same at every call."""
 

@@ -125,6 +125,7 @@ class OnnxRuntimeSession:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile.with_suffix(""))
             options.optimized_model_filepath = str(profile)
+        self._path, self._threads = path, threads
         memory = PeakMemory()
         start = time.perf_counter()
         try:
@@ -141,6 +142,10 @@ class OnnxRuntimeSession:
         self.peak_memory_bytes = memory.read()
         self._inputs = [info.name for info in self._session.get_inputs()]
         self._outputs = [info.name for info in self._session.get_outputs()]
+
+    def again(self) -> "OnnxRuntimeSession":
+        """Return the file opened once more."""
+        return OnnxRuntimeSession(self._path, self._threads)
 
     def end_profiling(self) -> str:
         """Return the path of the file of times."""

@@ -4,10 +4,14 @@ Candidate and reference run in turn, in short blocks whose first, cold, run is d
 figure is its fastest run. Of the calm blocks, those in which the reference is near its own floor,
 the fastest quarter is averaged for each of the two, and the ratio of the averages times the
 reference's own latency is the figure: the drift of a shared machine cancels, and what disturbs it
-for a moment or for seconds does not enter. One thread is timed on the thread's CPU clock, so that
-being scheduled away costs nothing, with the wall clock beside it. Several threads are timed on the
-wall clock, one measurement at a time on a host. Measuring goes on until the interval is narrow
-enough; where a slow episode leaves too few calm blocks it waits, up to a limit, for its end.
+for a moment or for seconds does not enter. Where a run takes 2 ms and more, blocks are few and
+moments are averaged out within each: there the figure is the median of the blocks' ratios.
+
+The same file opened again lies elsewhere in memory and may differ by a percent, so blocks take
+turns over several openings. One thread is timed on the thread's CPU clock, so that being scheduled
+away costs nothing, with the wall clock beside it. Several threads are timed on the wall clock, one
+measurement at a time on a host. Measuring goes on until blocks tell enough; where a slow episode
+leaves too few calm ones it waits, up to a limit, for its end.
 """
 
 import contextlib
@@ -18,7 +22,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +33,7 @@ from numpy.typing import NDArray
 
 from autocompress.targets.base import Array, Session
 
-__all__ = ["Block", "Timing", "cpu_features", "cpu_model", "measure", "summarise"]
+__all__ = ["Block", "Timing", "cpu_features", "cpu_model", "measure", "openings", "summarise"]
 
 #: Fastest runs of a block in ms: CPU clock of candidate and reference, wall clock of the two.
 Block = tuple[float, float, float, float]
@@ -39,7 +43,11 @@ _OTHER = 1.5  # a floor this far above the known one: another machine, no slow e
 _LEAST = 8  # calm blocks before an interval is believed
 _PATIENCE = 6  # times the time limit, to wait for the end of a slow episode
 _FASTEST = 0.25  # the share of the blocks that is averaged
-_DRIFT = 0.004  # standard deviation of what repeats differ by beyond their blocks' scatter
+_SLOW = 2.0  # milliseconds of a run from which on it is the median
+_DRIFT = 0.006  # standard deviation of what repeats differ by beyond all that they scatter by
+_OPENING = 0.008  # that of openings, before any is seen
+_WORTH = 4  # openings that this is worth beside those that are seen
+_EACH = 6  # blocks of each opening before an interval is believed
 _FEATURES = (
     "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "avx_vnni_int8",
     "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "sve",
@@ -54,7 +62,8 @@ class Timing:
     targets that make their latency up. ``agree``: process and thread CPU time were equal, so that
     the CPU clock of the calling thread saw all of the work; where it is false for one thread, the
     wall clock was used. ``calm``: the share of blocks in which the reference ran near its floor.
-    ``blocks``: the samples, those of slow episodes too.
+    ``openings``: how many of the candidate's file took turns. ``blocks``: the samples, those of
+    slow episodes too.
     """
 
     latency_ms: float
@@ -66,6 +75,7 @@ class Timing:
     agree: bool
     calm: float
     blocks: tuple[Block, ...]
+    openings: int = 1
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for JSON, samples to 10 ns."""
@@ -73,9 +83,20 @@ class Timing:
         return {**asdict(self), "blocks": blocks}
 
 
+def openings(session: Session, seconds: float) -> tuple[Session, ...]:
+    """Return a session and its file opened once or three times more, as far as seconds allow."""
+    if hasattr(session, "fixed_ms") or session.load_ms * 1e-3 > 2 * seconds:
+        return (session,)
+    start = time.perf_counter()
+    second = session.again()
+    if 3 * (time.perf_counter() - start) > seconds:
+        return session, second
+    return session, second, session.again(), session.again()
+
+
 def measure(
-    candidate: Session,
-    reference: Session,
+    candidate: Session | Sequence[Session],
+    reference: Session | Sequence[Session],
     inputs: tuple[Array, ...],
     *,
     threads: int = 1,
@@ -86,26 +107,29 @@ def measure(
 ) -> Timing:
     """Time ``candidate`` beside ``reference`` on the same inputs.
 
+    Either may be several openings of a file, of which one number is a multiple of the other.
     ``reference_ms``: the reference's own latency in milliseconds as this function measured it
-    before; without it the figure is the candidate's own time. Stops when the 95 % interval is
-    narrower than ``relative_width`` of the figure, or after ``max_seconds``, unless the machine is
-    in a slow episode: then after six times as long at most. Raises ValueError for a limit that is
-    not > 0.
+    before; without it the figure is the candidate's own time. Stops when blocks scatter by so
+    little that the 95 % interval of this alone is narrower than ``relative_width`` of the figure,
+    or after ``max_seconds``, unless the machine is in a slow episode: then after six times as long
+    at most. Raises ValueError for a limit that is not > 0.
     """
     if max_seconds <= 0 or relative_width <= 0 or threads < 1:
         raise ValueError("max_seconds and relative_width must be above 0, threads at least 1.")
-    fixed, base = getattr(candidate, "fixed_ms", None), getattr(reference, "fixed_ms", None)
+    candidates = candidate if isinstance(candidate, Sequence) else (candidate,)
+    references = reference if isinstance(reference, Sequence) else (reference,)
+    fixed, base = (getattr(each[0], "fixed_ms", None) for each in (candidates, references))
     if fixed is not None and base is not None:
         return Timing(fixed, fixed, fixed, base, fixed / base, "fixed", True, 1.0, ())
     with _host_lock() if threads > 1 else contextlib.nullcontext(), _pinned(threads):
         return _measure(
-            candidate, reference, inputs, threads, reference_ms, max_seconds, relative_width, seed
+            candidates, references, inputs, threads, reference_ms, max_seconds, relative_width, seed
         )
 
 
 def _measure(
-    candidate: Session,
-    reference: Session,
+    candidates: Sequence[Session],
+    references: Sequence[Session],
     inputs: tuple[Array, ...],
     threads: int,
     reference_ms: float | None,
@@ -114,29 +138,35 @@ def _measure(
     seed: int,
 ) -> Timing:
     start = time.perf_counter()
-    runs = min(_runs(candidate, inputs), _runs(reference, inputs))
+    runs = min(_runs(session, inputs) for session in (*candidates, *references))
     process, thread = time.process_time(), time.thread_time()
     blocks: list[Block] = []
-    check = _LEAST
+    turns = max(len(candidates), len(references))
+    least = max(_LEAST, _EACH * turns)
+    check = least
     while True:
-        first, second = _block(candidate, inputs, runs), _block(reference, inputs, runs)
+        turn = len(blocks)
+        first = _block(candidates[turn % len(candidates)], inputs, runs)
+        second = _block(references[turn % len(references)], inputs, runs)
         blocks.append((first[0], second[0], first[1], second[1]))
         gone = time.perf_counter() - start
         late = gone > max_seconds
-        if len(blocks) < (3 if late else check):
+        if len(blocks) < (max(3, turns) if late else check):
             continue
         used = time.thread_time() - thread
         whole = time.process_time() - process
         agree = abs(whole - used) <= 0.05 * used + 0.002
-        timing = summarise(
+        timing, scatter = _summary(
             tuple(blocks),
             clock="cpu" if threads == 1 and agree else "wall",
             agree=agree,
+            openings=len(candidates),
+            turns=turns,
             reference_ms=reference_ms,
             seed=seed,
         )
-        enough = timing.calm * len(blocks) >= _LEAST
-        narrow = timing.high_ms - timing.low_ms <= relative_width * timing.latency_ms
+        enough = timing.calm * len(blocks) >= (_LEAST if late else least)
+        narrow = scatter <= relative_width * timing.latency_ms
         if (enough and (late or narrow)) or gone > _PATIENCE * max_seconds:
             return timing
         check = math.ceil(len(blocks) * 1.25)
@@ -169,16 +199,37 @@ def summarise(
     *,
     clock: str,
     agree: bool = True,
+    openings: int = 1,
+    turns: int = 0,
     reference_ms: float | None = None,
     seed: int = 0,
 ) -> Timing:
     """Return the timing of blocks on a clock, "cpu" or "wall".
 
-    Dropped are blocks whose reference lies more than 5 % above its floor (``reference_ms``, or
-    the 10th percentile of the blocks if that is less or half as much again), unless fewer than
-    three would be left: then the floor is the blocks' own. The interval is bootstrapped over
-    stretches of neighbouring blocks. Raises ValueError without blocks.
+    The candidate took turns over ``openings``, candidate and reference together over ``turns``
+    (as many if 0). Dropped are blocks whose reference lies more than 5 % above its floor
+    (``reference_ms``, or the 10th percentile of the blocks if that is less or half as much again),
+    unless fewer than three would be left: then the floor is the blocks' own. The interval is
+    bootstrapped over stretches of neighbouring blocks, and widened by what the openings differ by.
+    Raises ValueError without blocks.
     """
+    return _summary(
+        blocks, clock=clock, agree=agree, openings=openings, turns=turns or openings,
+        reference_ms=reference_ms, seed=seed,
+    )[0]  # fmt: skip
+
+
+def _summary(
+    blocks: tuple[Block, ...],
+    *,
+    clock: str,
+    agree: bool,
+    openings: int,
+    turns: int,
+    reference_ms: float | None,
+    seed: int,
+) -> tuple[Timing, float]:
+    """Return the timing, and the width of its interval if blocks scattered alone."""
     if not blocks:
         raise ValueError("A timing needs at least one block.")
     columns = (0, 1) if clock == "cpu" else (2, 3)
@@ -190,9 +241,16 @@ def summarise(
     calm = float(near.mean())
     if near.sum() < 3:
         near = table[:, 1] <= _CALM * own
-    table = table[near] if near.sum() >= 3 else table
-    resampled = _fastest(_resample(table, seed))
-    whole = _fastest(table[None])[0]
+    if near.sum() < 3:
+        near[:] = True
+    parts = [table[turn::turns][near[turn::turns]] for turn in range(turns)]
+    if table[near].min() >= _SLOW:
+        parts, middle = [table[near]], _median
+    else:
+        parts, middle = [part for part in parts if len(part)], _fastest
+    means = np.stack([middle(part[None])[0] for part in parts])
+    whole = means.mean(0)
+    resampled = np.mean([middle(_resample(part, seed)) for part in parts], axis=0)
     ratio = float(whole[0] / whole[1])
     if reference_ms is None:
         figure, spread = float(whole[0]), resampled[:, 0]
@@ -200,18 +258,24 @@ def summarise(
         figure = ratio * reference_ms
         spread = resampled[:, 0] / resampled[:, 1] * reference_ms
     low, high = np.quantile(spread, (0.025, 0.975))
-    drift = 1.96 * _DRIFT * figure
-    return Timing(
+    square, count = _WORTH * _OPENING**2, _WORTH
+    if len(parts) > 1 and openings > 1:
+        ratios = means[:, 0] / means[:, 1] / ratio
+        square, count = square + float(((ratios - 1) ** 2).sum()), count + len(parts) - 1
+    beyond = 1.96 * math.hypot(_DRIFT, math.sqrt(square / count / openings)) * figure
+    timing = Timing(
         latency_ms=figure,
-        low_ms=figure - math.hypot(max(0.0, figure - float(low)), drift),
-        high_ms=figure + math.hypot(max(0.0, float(high) - figure), drift),
+        low_ms=figure - math.hypot(max(0.0, figure - float(low)), beyond),
+        high_ms=figure + math.hypot(max(0.0, float(high) - figure), beyond),
         reference_ms=float(whole[1]) if reference_ms is None else reference_ms,
         ratio=ratio,
         clock=clock,
         agree=agree,
         calm=calm,
         blocks=blocks,
+        openings=openings,
     )
+    return timing, float(high - low)
 
 
 def _fastest(tables: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -220,6 +284,12 @@ def _fastest(tables: NDArray[np.float64]) -> NDArray[np.float64]:
     part = np.partition(tables, count - 1, axis=1)[:, :count]
     means: NDArray[np.float64] = part.mean(axis=1)
     return means
+
+
+def _median(tables: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the median ratio of the rows times the median of the second column, and the latter."""
+    second = np.median(tables[..., 1], axis=1)
+    return np.stack([np.median(tables[..., 0] / tables[..., 1], axis=1) * second, second], axis=1)
 
 
 def _resample(table: NDArray[np.float64], seed: int) -> NDArray[np.float64]:

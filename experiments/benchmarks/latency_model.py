@@ -23,7 +23,7 @@ import torch
 from scipy.stats import spearmanr
 
 from autocompress.cost import analytic
-from autocompress.cost.calibrate import _Bench, calibrate, calibration_path, random_plans
+from autocompress.cost.calibrate import Bench, calibrate, calibration_path, random_plans
 from autocompress.cost.device import read_device
 from autocompress.cost.workload import workload
 from autocompress.models.trace import trace
@@ -128,13 +128,13 @@ def run(runtime: str, name: str, plans: int, seconds: float, folder: Path) -> li
         f"{runtime}, {name}: {len(calibration.samples)} plans in {took:.0f} s, of which exporting "
         f"{prepared - start:.0f} s; held out: {np.median(abs(model.errors)):.2%}"
     )
-    bench = _Bench(network, target, builder, folder)
+    bench = Bench(network, target, builder, folder)
     scale = bench.reference_ms / calibration.reference_ms
     works, measured, predictions = [], [], []
     generator = random_plans(space, seed=10_000)
     for _ in range(plans):
         plan = next(generator)
-        made, ms = bench.measure(plan, most=1.0)
+        made, ms = bench.measure(plan, most=1.0, well=True)
         works.append(workload(sketch(network, plan, target.abilities), target.abilities))
         predictions.append(model.predict(made))
         measured.append(ms)

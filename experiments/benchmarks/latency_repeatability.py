@@ -1,15 +1,15 @@
 """How well one latency measurement repeats: quiet, and with a busy loop on every core.
 
     python experiments/benchmarks/latency_repeatability.py [--repeats 20] [--minutes 20]
-        [--runtimes onnxruntime openvino]
+        [--runtimes onnxruntime openvino] [--sizes small large]
 
 Networks with random weights: ResNet-20, MobileNetV2- and ShuffleNetV2-style at 1×28×28 (below
 1 ms) in 8 bits, and in float32 at 3 channels and 96, 128 and 112 pixels (5 ms and more).
 In every round each file is opened anew and measured once quiet and once beside busy loops, next to
 the same uncompressed reference. Printed for each: the coefficient of variation of the repeats, of
 the plain wall-clock median and of the simple median of paired ratios taken of the same blocks, and
-how often the 95 % intervals hold the long-run value, the mean of the quiet repeats. Results go to
-experiments/results/latency_repeatability.csv.
+how often the 95 % intervals hold the long-run value, the mean of the quiet repeats. Results take
+the place of those of the same files in experiments/results/latency_repeatability.csv.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from autocompress.models.students import STUDENTS
 from autocompress.models.trace import trace
 from autocompress.spec.plan import Plan
 from autocompress.targets import make_target
-from autocompress.targets.timing import cpu_model, measure
+from autocompress.targets.timing import cpu_model, measure, openings
 from autocompress.transforms.sketch import sketch
 
 # name: student, arguments, pixels, channels
@@ -68,12 +68,16 @@ def busy_cores():
             loop.join()
 
 
-def write_files(runtimes: list[str], folder: Path) -> list[tuple[str, str, str, Path, Path]]:
+def write_files(
+    runtimes: list[str], sizes: list[str], folder: Path
+) -> list[tuple[str, str, str, Path, Path]]:
     """Return (runtime, network, form, file, reference's file) of everything that is measured."""
     found = []
     for runtime in runtimes:
         target = make_target(runtime)
         for name, (student, arguments, pixels, channels) in NETWORKS.items():
+            if name.split()[-1] not in sizes:
+                continue
             torch.manual_seed(0)
             model = STUDENTS[student](in_channels=channels, num_classes=10, **arguments).eval()
             network = trace(model, (torch.randn(1, channels, pixels, pixels),))
@@ -105,32 +109,34 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--runtimes", nargs="+", default=["onnxruntime", "openvino"])
+    parser.add_argument("--sizes", nargs="+", default=["small", "large"])
     options = parser.parse_args()
     timings = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
-        files = write_files(options.runtimes, Path(folder))
+        files = write_files(options.runtimes, options.sizes, Path(folder))
         references = {}
         base = {}
         for runtime, name, _, _, reference in files:
             if (runtime, name) not in base:
-                session = make_target(runtime).open(reference)
-                inputs = session.example_inputs()
-                references[runtime, name] = (session, inputs)
-                found = measure(session, session, inputs, max_seconds=4.0, relative_width=1e-4)
+                sessions = openings(make_target(runtime).open(reference), 4.0)
+                inputs = sessions[0].example_inputs()
+                references[runtime, name] = (sessions, inputs)
+                found = measure(sessions, sessions, inputs, max_seconds=4.0, relative_width=1e-4)
                 base[runtime, name] = found.latency_ms
         start = time.perf_counter()
         for repeat in range(options.repeats):
             for mode in ("quiet", "busy"):
                 with busy_cores() if mode == "busy" else contextlib.nullcontext():
                     for runtime, name, form, path, _ in files:
-                        session = make_target(runtime).open(path)
+                        seconds = SECONDS[name.split()[-1]]
+                        sessions = openings(make_target(runtime).open(path), seconds)
                         reference, inputs = references[runtime, name]
                         timing = measure(
-                            session,
+                            sessions,
                             reference,
                             inputs,
                             reference_ms=base[runtime, name],
-                            max_seconds=SECONDS[name.split()[-1]],
+                            max_seconds=seconds,
                             relative_width=1e-4,
                         )
                         timings[runtime, name, form, mode].append(timing)
@@ -144,7 +150,8 @@ def main() -> None:
         rows.append(
             {
                 "runtime": make_target(runtime).version, "network": name, "form": form,
-                "mode": mode, "repeats": len(found), "ms": round(float(long_run), 4),
+                "mode": mode, "repeats": len(found), "openings": found[0].openings,
+                "ms": round(float(long_run), 4),
                 "variation": round(variation([t.latency_ms for t in found]), 5),
                 "variation_wall_median": round(variation([simple(t)[0] for t in found]), 5),
                 "variation_paired_median": round(variation([simple(t)[1] for t in found]), 5),
@@ -162,10 +169,15 @@ def main() -> None:
             f"median {row['variation_paired_median']:.2%}), covered {row['covered']:.0%}, "
             f"half width {row['half_width']:.2%}, {row['clock']}"
         )
+    kept = []
+    if RESULTS.exists():
+        new = {(row["runtime"], row["network"]) for row in rows}
+        with RESULTS.open(newline="") as file:
+            kept = [r for r in csv.DictReader(file) if (r["runtime"], r["network"]) not in new]
     with RESULTS.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows([*kept, *rows])
 
 
 if __name__ == "__main__":

@@ -290,7 +290,7 @@ class Told(Null):
 def test_profiled_times_are_those_of_the_terms_behind_them(tmp_path: Path) -> None:
     net = network(Shuffled, 2, 8, 8)
     target = Told()
-    bench = module._Bench(net, target, builder("null", net), tmp_path)
+    bench = module.Bench(net, target, builder("null", net), tmp_path)
     nodes = [node.name for node in net.graph.nodes if node.op == "call_function"]
     plan = Plan({f"left/{knob}": 8 for knob in ("w_bits", "a_bits")})
     assert {"conv2d", "relu", "split", "getitem", "cat", "view_1", "view_2"} < set(nodes)
@@ -333,7 +333,7 @@ def test_rates_are_found_again_from_nodes_that_they_made() -> None:
 
 def test_plans_that_load_faster_take_the_same_time() -> None:
     net, target = network(Residual, 3, 8, 8), OnnxRuntime()
-    bench = object.__new__(module._Bench)
+    bench = object.__new__(module.Bench)
     bench.network, bench.target = net, target
     for plan in itertools.islice(random_plans(space(net)), 12):
         quick = bench._quick(plan)

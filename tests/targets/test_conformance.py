@@ -165,7 +165,10 @@ def test_sessions(name: str, tmp_path: Path) -> None:
     assert session(x).shape == (3, 5)
     with pytest.raises(ValueError, match="1 inputs, not 2"):
         session(x, x)
-    timing = measure(session, session, (x,), reference_ms=None, max_seconds=0.05)
+    again = session.again()
+    np.testing.assert_array_equal(again(x), session(x))
+    np.testing.assert_array_equal(again.again()(x[:1]), session(x[:1]))
+    timing = measure([session, again], session, (x,), reference_ms=None, max_seconds=0.05)
     assert 0 < timing.low_ms <= timing.latency_ms <= timing.high_ms
 
 

@@ -1,6 +1,7 @@
 """The arithmetic and the bookkeeping of timing; nothing here asserts how fast anything is."""
 
 import json
+import math
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -12,9 +13,19 @@ import numpy as np
 import pytest
 
 from autocompress.targets import timing
-from autocompress.targets.timing import Block, Timing, cpu_features, cpu_model, measure, summarise
+from autocompress.targets.timing import (
+    Block,
+    Timing,
+    cpu_features,
+    cpu_model,
+    measure,
+    openings,
+    summarise,
+)
 
 INPUTS = (np.zeros(1),)
+#: What an interval has on either side at least, as a share of the figure.
+LEAST = 1.96 * math.hypot(timing._DRIFT, timing._OPENING)
 
 
 class Fake:
@@ -23,9 +34,14 @@ class Fake:
     load_ms = 0.0
     peak_memory_bytes = None
 
-    def __init__(self, work: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        work: Callable[[], None] = lambda: None,
+        again: Callable[[], "Fake"] | None = None,
+    ) -> None:
         self.work = work
         self.calls = 0
+        self.again = again or (lambda: Fake(work, again))
 
     def __call__(self, *arrays: Any) -> Any:
         self.calls += 1
@@ -91,8 +107,8 @@ def test_the_drift_of_the_machine_cancels() -> None:
     assert found.ratio == pytest.approx(0.5)
     assert found.latency_ms == pytest.approx(1.0)
     # what blocks cannot tell of alone, since the scatter cancels too
-    assert found.high_ms - 1.0 == pytest.approx(1.96 * timing._DRIFT)
-    assert 1.0 - found.low_ms == pytest.approx(1.96 * timing._DRIFT)
+    assert found.high_ms - 1.0 == pytest.approx(LEAST)
+    assert 1.0 - found.low_ms == pytest.approx(LEAST)
     assert summarise(blocks, clock="cpu").latency_ms > 0.5  # nothing to cancel it with
 
 
@@ -151,12 +167,12 @@ def test_each_clock_has_its_own_columns() -> None:
 
 
 def test_the_interval_narrows_with_blocks_and_holds_the_figure() -> None:
-    noise = np.random.default_rng(0).normal(1.0, 0.05, 400)
+    noise = np.random.default_rng(0).normal(1.0, 0.15, 400)
     blocks = blocks_of([(float(n), 1.0) for n in noise])
     few, many = summarise(blocks[:10], clock="cpu"), summarise(blocks, clock="cpu")
     for found in (few, many):
         assert found.low_ms < found.latency_ms < found.high_ms
-        least = 1.96 * timing._DRIFT * found.latency_ms
+        least = LEAST * found.latency_ms
         assert found.latency_ms - found.low_ms >= least
         assert found.high_ms - found.latency_ms >= least
     assert many.high_ms - many.low_ms < (few.high_ms - few.low_ms) / 2
@@ -164,10 +180,46 @@ def test_the_interval_narrows_with_blocks_and_holds_the_figure() -> None:
     assert summarise(blocks, clock="cpu", seed=1).high_ms != many.high_ms
 
 
+def test_openings_count_alike_and_each_has_its_fastest_quarter() -> None:
+    """The mean over openings, not over the fastest one's blocks."""
+    quick, slow = [1.0, 1.2, 1.3, 1.4], [2.0, 2.2, 2.3, 2.4]
+    blocks = blocks_of([(c, 1.0) for pair in zip(quick, slow, strict=True) for c in pair])
+    found = summarise(blocks, clock="cpu", openings=2, reference_ms=4.0)
+    assert found.ratio == pytest.approx(1.5)
+    assert found.latency_ms == pytest.approx(6.0)
+    assert found.openings == 2
+    assert summarise(blocks, clock="cpu").latency_ms < 1.2
+    # two openings of the reference beside one of the candidate
+    blocks = blocks_of([(1.0, 1.0), (1.0, 1.04)] * 4)
+    found = summarise(blocks, clock="cpu", openings=1, turns=2, reference_ms=1.02)
+    assert found.latency_ms == pytest.approx(1.0)
+
+
+def test_an_opening_without_a_calm_block_is_left_out() -> None:
+    blocks = blocks_of([(1.0, 1.0), (9.0, 1.2)] * 4)
+    assert summarise(blocks, clock="cpu", openings=2).latency_ms == 1.0
+
+
+def test_the_interval_knows_how_openings_differ() -> None:
+    def half(ratios: Sequence[float]) -> float:
+        found = summarise(
+            blocks_of([(r, 1.0) for r in ratios] * 8), clock="cpu", openings=len(ratios)
+        )
+        return (found.high_ms - found.low_ms) / 2 / found.latency_ms
+
+    assert half([1.0]) == pytest.approx(LEAST)
+    alike, different = half([1.0] * 4), half([0.97, 1.03, 0.97, 1.03])
+    assert alike < half([1.0] * 2) < half([1.0])
+    square = (4 * timing._OPENING**2 + 4 * 0.03**2) / (4 + 3)  # what was known, and what is seen
+    expected = 1.96 * math.hypot(timing._DRIFT, math.sqrt(square / 4))
+    assert different == pytest.approx(expected)
+    assert different > 1.5 * alike
+
+
 def test_neighbouring_blocks_that_are_alike_are_worth_less_than_independent_ones() -> None:
     generator = np.random.default_rng(1)
-    alike = np.repeat(generator.normal(1.0, 0.05, 60), 4)
-    free = generator.normal(1.0, 0.05, 240)
+    alike = np.repeat(generator.normal(1.0, 0.15, 60), 4)
+    free = generator.normal(1.0, 0.15, 240)
 
     def width(values: Any) -> float:
         found = summarise(blocks_of([(float(v), 1.0) for v in values]), clock="cpu")
@@ -196,6 +248,49 @@ def test_candidate_and_reference_alternate_in_blocks(on) -> None:
     found = measure(first, second, INPUTS, max_seconds=1)
     text = "".join(order)[6:]  # after the warm-up
     assert text == ("c" * 6 + "r" * 6) * len(found.blocks)
+
+
+def test_openings_take_turns(on) -> None:
+    machine, order = on(Machine()), []
+
+    def named(name: str) -> Fake:
+        session = machine.session(1.0)
+        work = session.work
+        session.work = lambda: (order.append(name), work())
+        return session
+
+    found = measure([named("a"), named("b")], [named("r")], INPUTS, max_seconds=1)
+    text = "".join(order)[9:]  # after the warm-up
+    assert text == ("a" * 6 + "r" * 6 + "b" * 6 + "r" * 6) * (len(found.blocks) // 2)
+    assert (found.openings, len(found.blocks)) == (2, 12)
+    four = [named(name) for name in "cdef"]
+    assert len(measure(four, four, INPUTS, max_seconds=1).blocks) == 24
+
+
+def test_a_file_is_opened_as_often_as_time_allows(on) -> None:
+    def opened(load: float, again: float, seconds: float = 1.0) -> int:
+        machine = on(Machine())
+
+        def open_again() -> Fake:
+            machine.wall += again
+            return Fake()
+
+        session = Fake(again=open_again)
+        session.load_ms = load * 1e3
+        found = openings(session, seconds)
+        assert found[0] is session
+        assert len({id(each) for each in found}) == len(found)
+        assert machine.wall <= seconds
+        return len(found)
+
+    assert opened(0.1, 0.1) == 4
+    assert opened(0.9, 0.3) == 4
+    assert opened(0.9, 0.4) == 2
+    assert opened(1.9, 0.3) == 4  # to open again may be quicker
+    assert opened(2.1, 0.1) == 1
+    fixed = Fake()
+    fixed.fixed_ms = 1.0
+    assert openings(fixed, 1.0) == (fixed,)
 
 
 def test_the_cold_run_of_a_block_is_left_out(on) -> None:
