@@ -127,7 +127,7 @@ class OpenVinoSession:
         }
         memory = PeakMemory()
         start = time.perf_counter()
-        self._model = self._compile(batch_size)
+        self._model = self._first = self._compile(batch_size)
         self._prepare()
         self.load_ms = (time.perf_counter() - start) * 1e3
         self.peak_memory_bytes = memory.read()
@@ -149,7 +149,7 @@ class OpenVinoSession:
     def again(self) -> "OpenVinoSession":
         """Return the file opened once more, from its compiled form, which is faster."""
         again = copy.copy(self)
-        compiled = self._model.export_model()
+        compiled = self._first.export_model()
         again._model = _core().import_model(compiled, "CPU", self._settings)
         again._prepare()
         return again
