@@ -32,6 +32,7 @@ from autocompress.report.tables import to_csv
 from autocompress.searching.driver import Progress, ProgressCallback, drive, finish
 from autocompress.searching.evaluate import Evaluator
 from autocompress.searching.explain import explain
+from autocompress.searching.guiding import set_guide
 from autocompress.searching.parameters import Parameters
 from autocompress.searching.samplers import make_sampler
 from autocompress.searching.study import Study, driver_lock, read_study
@@ -285,9 +286,18 @@ def _run(
             config.budget, device,
         )  # fmt: skip
         study.set_note("reference_ms", evaluator.reference_ms)
-        latency = config.budget.latency_ms or ("latency" in config.objectives and config.budget)
+        latency = config.budget.latency_ms or (
+            "latency" in config.objectives and (config.budget or config.sampler == "guided")
+        )
         if latency and device is None:
             _set_latency_model(evaluator, space, study, report)
+        unguided = set_guide(
+            study,
+            evaluator,
+            lambda done, all_: report(Progress(done, all_, what="effects profiled")),
+        )
+        if unguided:
+            report(Progress(0, total, note=f"not guided, tpe proposes: {unguided}"))
         notes = [drive(study, evaluator, total, report), finish(study, evaluator, report)]
         run.note = "; ".join(note for note in notes if note)
         run.floor = study.note("floor") or {}

@@ -1,13 +1,14 @@
 """Estimates: what a plan is expected to cost, before anything is compressed or built."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autocompress.cost import analytic
 from autocompress.cost.device import Device
 from autocompress.cost.latency import LatencyModel, Prediction
 from autocompress.cost.memory import peak_activation_bytes
-from autocompress.cost.terms import terms
+from autocompress.cost.terms import Term, placed, terms
 from autocompress.cost.workload import Workload, workload
 from autocompress.models.network import Network
 from autocompress.spec.abilities import Abilities
@@ -126,6 +127,46 @@ class Estimator:
             device=self.device.name if self.device else "",
             unknown=tuple(sorted(unknown)),
         )
+
+    def parts(self, plans: Sequence[Plan]) -> list[dict[str, dict[str, float]]]:
+        """Return for each plan what each value of the network adds: it is made, and converted.
+
+        By the value's name, then by the figure's as in an Estimate. In place of a file's size, of
+        which formats and overheads are part: "weights" and "biases", the numbers that a layer has
+        of them, by its node.
+        """
+        found: list[dict[str, dict[str, float]]] = []
+        placed_terms: list[list[tuple[Term, str]]] = []
+        for plan in plans:
+            work = workload(
+                sketch(self.network, plan, self.abilities, self.options), self.abilities
+            )
+            parts: dict[str, dict[str, float]] = {op.output: {} for op in work.ops}
+            for op in work.ops:
+                if op.kind != "view":
+                    parts[op.output]["activation_bytes"] = float(work.values[op.output].nbytes)
+                if op.macs:
+                    parts[op.output]["macs"] = float(op.macs)
+                if op.layer and not op.shared:
+                    own = parts.setdefault(op.node, {})
+                    own["weights"], own["biases"] = float(op.weights - op.cout), float(op.cout)
+            if self.device is not None and not work.unknown:
+                for cost in analytic.roofline(work, self.device):
+                    parts[cost.op.output]["device_latency_ms"] = cost.ms
+                    parts[cost.op.output]["energy_mj"] = cost.energy_mj
+            found.append(parts)
+            listed = placed(work) if self.model is not None else []
+            placed_terms.append([(term._replace(op=""), value) for term, value in listed])
+        if self.model is not None:
+            terms = list(dict.fromkeys(term for listed in placed_terms for term, _ in listed))
+            known = [term for term in terms if term.family in self.model.families]
+            times = dict(zip(known, self.model.parts(known).tolist(), strict=True))
+            for parts, listed in zip(found, placed_terms, strict=True):
+                for term, value in listed:
+                    own = parts.setdefault(value, {})
+                    ms = times.get(term, math.nan)
+                    own["latency_ms"] = own.get("latency_ms", 0.0) + ms
+        return found
 
     def learn(self, compressed: Compressed, ms: float) -> None:
         """Take in how a network was compressed, and its measured latency in milliseconds."""

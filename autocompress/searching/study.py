@@ -150,7 +150,8 @@ class Study:
             study_name=STUDY_NAME, storage=_storage(path), directions=directions
         )
         self.scores = _scores(self._journal, path)
-        self._memory = optuna.create_study(directions=directions, sampler=sampler(len(self.scores)))
+        self.sampler = sampler(len(self.scores))
+        self._memory = optuna.create_study(directions=directions, sampler=self.sampler)
         self._memory.add_trials(
             trial
             for trial in self._journal.get_trials(deepcopy=False)

@@ -15,7 +15,7 @@ from autocompress.transforms.edges import integer_layers, rounded_tensors
 from autocompress.transforms.observe import ActivationRange
 from autocompress.transforms.options import Options
 from autocompress.transforms.prune import count_kept, energy_orders, magnitude_order
-from autocompress.transforms.rebuild import rebuild
+from autocompress.transforms.rebuild import Rebuilt, rebuild
 from autocompress.transforms.repair import Code
 from autocompress.transforms.teacher import Teacher
 from autocompress.transforms.weights import QuantizedWeight
@@ -153,25 +153,40 @@ class Compressor:
         A plan that sets nothing returns the very same network.
         """
         self.check(plan)
-        kept = self.kept(plan)
-        if not kept and not any(True for knob in ("w_bits", "a_bits") for _ in plan.of(knob)):
+        network, rebuilt = self._rebuild(plan)
+        if rebuilt is None:
             return Compressed(plan, self.network, {}, {})
-        network, slices = self.network.pruned(kept)
-        tensors = rounded_tensors(network, plan, self.abilities)
-        rebuilt = rebuild(
-            self.teacher,
-            network,
-            plan,
-            tensors,
-            slices,
-            self.options,
-        )
         return Compressed(
             plan,
             network.replace(params=rebuilt.params),
             MappingProxyType(dict(rebuilt.weights)),
             MappingProxyType(dict(rebuilt.activations)),
         )
+
+    def outputs(self, plan: Plan, known: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Return the outputs on the calibration inputs that the compressed network would give.
+
+        ``known``: the uncompressed network's values by node, those that a copy needs not compute.
+        """
+        _, rebuilt = self._rebuild(plan, known)
+        if rebuilt is not None:
+            return rebuilt.outputs
+        found = self.network.run(*self.teacher.inputs)
+        return found if isinstance(found, tuple) else (found,)
+
+    def _rebuild(
+        self, plan: Plan, known: Mapping[str, Any] | None = None
+    ) -> tuple[Network, Rebuilt | None]:
+        """Return the sliced network and what is rebuilt of it, None if the plan sets nothing."""
+        kept = self.kept(plan)
+        if not kept and not any(True for knob in ("w_bits", "a_bits") for _ in plan.of(knob)):
+            return self.network, None
+        network, slices = self.network.pruned(kept)
+        tensors = rounded_tensors(network, plan, self.abilities)
+        rebuilt = rebuild(
+            self.teacher, network, plan, tensors, slices, self.options, known=known
+        )  # fmt: skip
+        return network, rebuilt
 
 
 def compress(

@@ -28,11 +28,15 @@ Slices = Mapping[str, Mapping[int, Tensor]]
 
 @dataclass(frozen=True, eq=False)
 class Rebuilt:
-    """Parameters that differ, their codes, and the ranges of the tensors that are rounded."""
+    """Parameters that differ, their codes, and the ranges of the tensors that are rounded.
+
+    ``outputs``: what the network then computes on the calibration inputs, if that was asked for.
+    """
 
     params: Mapping[str, Tensor]
     weights: Mapping[str, Code]
     activations: Mapping[str, ActivationRange]
+    outputs: tuple[Any, ...] = ()
 
 
 @torch.no_grad()
@@ -43,13 +47,16 @@ def rebuild(
     tensors: Mapping[str, int],
     slices: Slices,
     options: Options,
+    *,
+    known: Mapping[str, Any] | None = None,
 ) -> Rebuilt:
     """Repair and round the layers of ``network``, the teacher's sliced copy, in order.
 
     ``tensors``: bits by name of the node of every tensor that is rounded; ``slices``: what each
-    parameter keeps. Layers before the first change stay as they are, to the bit.
+    parameter keeps. Layers before the first change stay as they are, to the bit. ``known``: the
+    teacher's values by node, which are not computed again there; with it, outputs are returned.
     """
-    return _Pass(teacher, network, plan, tensors, slices, options).run()
+    return _Pass(teacher, network, plan, tensors, slices, options).run(known)
 
 
 def _last(value: Tensor) -> Tensor:
@@ -85,28 +92,51 @@ class _Pass:
             asked = int(plan.get(layer.name, "w_bits"))
             self.bits[layer.weight] = max(asked, self.bits.get(layer.weight, 0))
 
-    def run(self) -> Rebuilt:
+    def run(self, known: Mapping[str, Any] | None = None) -> Rebuilt:
         shared = self._round_shared()
         last = {used.name: node for node in self.nodes for used in node.all_input_nodes}
+        for node in self.nodes:
+            if node.op == "get_attr" and str(node.target) in {*self.slices, *shared}:
+                self.dirty.add(node.name)
+        changes = [place for place, node in enumerate(self.nodes) if self._changes(node)]
         ends = [
             place
             for place, node in enumerate(self.nodes)
             if node.name in self.layers or node.name in self.tensors
         ]
+        first, end = 0, max(ends, default=-1) + 1
+        if known is not None:
+            changes += [
+                place
+                for place, node in enumerate(self.nodes)
+                if node.op == "call_function" and node.name not in known
+            ]
+            first, end = min(changes, default=len(self.nodes) - 1), len(self.nodes)
+            self.values = dict(known)
         feed = iter(self.teacher.inputs)
-        for node in self.nodes[: max(ends, default=-1) + 1]:
-            if node.op == "get_attr":
-                if str(node.target) in self.slices or str(node.target) in shared:
-                    self.dirty.add(node.name)
-                continue
-            value = next(feed) if node.op == "placeholder" else self._compute(node)
-            if node.name in self.tensors:
-                value = self._round(node, value)
-            self.values[node.name] = value
+        outputs: tuple[Any, ...] = ()
+        for place, node in enumerate(self.nodes[:end]):
+            value = next(feed) if node.op == "placeholder" else None
+            if node.op == "output":
+                outputs = tuple(fx.map_arg(node.args[0], self._get))
+            elif node.op != "get_attr" and place >= first:
+                value = self._compute(node) if value is None else value
+                if node.name in self.tensors:
+                    value = self._round(node, value)
+                self.values[node.name] = value
             for used in node.all_input_nodes:
                 if last[used.name] is node:
                     self.values.pop(used.name, None)
-        return Rebuilt(self.changed, self.weights, self.ranges)
+        return Rebuilt(self.changed, self.weights, self.ranges, outputs)
+
+    def _changes(self, node: fx.Node) -> bool:
+        """Tell whether a node is where something of the plan begins."""
+        if node.op == "get_attr":
+            return False
+        layer = self.layers.get(node.name)
+        narrow = layer is not None and self.bits[layer.weight] < 32
+        parts = {used.name for used in node.all_input_nodes}
+        return node.name in self.tensors or narrow or bool(parts & self.dirty)
 
     def _round_shared(self) -> set[str]:
         """Round the weights with several readers, whoever reads them first; return their names."""

@@ -8,8 +8,9 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 
 from autocompress.errors import InputError, unknown
+from autocompress.searching.samplers.guided import GuidedSampler
 
-__all__ = ["SAMPLERS", "make_sampler"]
+__all__ = ["SAMPLERS", "GuidedSampler", "make_sampler"]
 
 
 def _tpe(seed: int) -> BaseSampler:
@@ -24,8 +25,12 @@ def _gp(seed: int) -> BaseSampler:
     return GPSampler(seed=seed, warn_independent_sampling=False)
 
 
+def _guided(seed: int) -> BaseSampler:
+    return GuidedSampler(_tpe(seed), seed)
+
+
 SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = MappingProxyType(
-    {"tpe": _tpe, "nsga2": _nsga2, "gp": _gp, "random": RandomSampler}
+    {"guided": _guided, "tpe": _tpe, "nsga2": _nsga2, "gp": _gp, "random": RandomSampler}
 )
 
 

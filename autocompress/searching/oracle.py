@@ -1,0 +1,67 @@
+"""The oracle: divergences of plans on the calibration inputs, each computed once."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from autocompress.errors import RunError
+from autocompress.spec.plan import Plan
+
+__all__ = ["Oracle"]
+
+
+class Oracle:
+    """Answers what a plan does to the outputs, and keeps the answers in a file, a line each.
+
+    ``effect`` computes a divergence. ``seconds``: what was spent on answers, in this run and in
+    those before that the file tells of. Raises RunError for a file that cannot be read or written.
+    """
+
+    def __init__(self, effect: Callable[[Plan], float], path: Path | None = None) -> None:
+        self._effect, self._path = effect, path
+        self.known: dict[Plan, float] = {}
+        self.seconds = 0.0
+        if path is not None and path.exists():
+            self._read(path)
+
+    def _read(self, path: Path) -> None:
+        lines = path.read_bytes().splitlines(keepends=True)
+        whole = sum(len(line) for line in lines if line.endswith(b"\n"))
+        for number, line in enumerate(lines, 1):
+            if not line.endswith(b"\n"):  # torn by a kill
+                with path.open("r+b") as file:
+                    file.truncate(whole)
+                break
+            try:
+                plan, loss, seconds = json.loads(line)
+                self.known[Plan(plan)] = float(loss)
+                self.seconds += float(seconds)
+            except (ValueError, TypeError, AttributeError, KeyError) as error:
+                raise RunError(
+                    f"{path}, line {number}: not a line that autocompress wrote ({error}). "
+                    "Delete the file: the profile is then made again."
+                ) from error
+
+    def __call__(self, plan: Plan) -> float:
+        """Return the divergence of a plan."""
+        if plan not in self.known:
+            start = time.perf_counter()
+            loss = self._effect(plan)
+            seconds = time.perf_counter() - start
+            if self._path is not None:
+                self._write(plan, loss, seconds)
+            self.known[plan] = loss
+            self.seconds += seconds
+        return self.known[plan]
+
+    def _write(self, plan: Plan, loss: float, seconds: float) -> None:
+        assert self._path is not None
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps([dict(plan.settings), loss, round(seconds, 4)]) + "\n")
+        except OSError as error:
+            raise RunError(
+                f"The profile must be writable: {self._path} is not ({error})."
+            ) from error

@@ -1,0 +1,221 @@
+"""How good a front samplers find with how many evaluations, on ResNet-20 for Fashion-MNIST.
+
+    python experiments/benchmarks/search_efficiency.py [--samplers guided tpe nsga2 random gp]
+        [--seeds 0 1 2] [--trials 400] [--gp-trials 150] [--guided-trials 100] [--images 2000]
+        [--objective size|latency]
+
+Per-layer keep, w_bits and a_bits; each evaluation builds the file and scores it in onnxruntime on
+the first validation images. All samplers start with the same uniform plans, which count, on the
+same ordinal parameters. Hypervolume is of accuracy × log cost, from chance and the uncompressed
+cost. For "latency" the cost is what the calibrated model predicts, so that it is the same for all,
+and a plan counts if it is under half of the uncompressed latency.
+Plan → score is kept in runs/search_efficiency/, shared among samplers, and a run that was cut off
+goes on. Each sampler's best hypervolume after every evaluation goes to
+experiments/results/search_efficiency_<objective>.csv; the guided sampler's profile and simulated
+plans are counted at their cost in evaluations.
+"""
+
+import argparse
+import csv
+import json
+import math
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import optuna
+
+from autocompress.cost.calibrate import calibrate, calibration_path, load_calibration
+from autocompress.cost.estimate import Estimator
+from autocompress.models.trace import trace
+from autocompress.names import find_space, resolve_space
+from autocompress.searching.guide import Guide, Observed, groups_of, profile
+from autocompress.searching.oracle import Oracle
+from autocompress.searching.parameters import Parameters
+from autocompress.searching.samplers import make_sampler
+from autocompress.searching.tables import cost_tables
+from autocompress.spec.plan import Plan
+from autocompress.targets import make_target
+from autocompress.tasks.fashion_mnist import fashion_mnist, load
+from autocompress.transforms.compress import Compressor
+from autocompress.transforms.effect import Effects
+
+RUN = Path("runs/search_efficiency")
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+class Scores:
+    """Accuracy and cost of plans, each evaluated once, kept in a file."""
+
+    def __init__(self, task, network, target, images, model=None) -> None:
+        self.compressor = Compressor(network, tuple(task.calibration), target.abilities)
+        self.builder = target.prepare(network)
+        self.target, self.model = target, model
+        self.estimator = Estimator(network, target.abilities, self.builder, model=model)
+        splits = load(None)
+        self.x, self.y = (part[:images] for part in splits.validation)
+        RUN.mkdir(parents=True, exist_ok=True)
+        self.path = RUN / f"scores_{images}.jsonl"
+        self.known = {}
+        if self.path.exists():
+            for line in self.path.read_text().splitlines():
+                settings, accuracy, size, seconds = json.loads(line)
+                self.known[Plan(settings)] = (accuracy, size, seconds)
+
+    def __call__(self, plan: Plan) -> tuple[float, int, float]:
+        """Return accuracy, bytes and the seconds that it took."""
+        if plan not in self.known:
+            start = time.perf_counter()
+            compressed = self.compressor.compress(plan)
+            with tempfile.TemporaryDirectory() as folder:
+                artifact = self.builder.build(compressed, Path(folder) / "a.onnx")
+                session = self.target.open(artifact.path)
+                batches = range(0, len(self.x), 100)
+                answers = [session(self.x[i : i + 100]).argmax(1) for i in batches]
+            accuracy = float((np.concatenate(answers) == self.y).mean())
+            seconds = time.perf_counter() - start
+            self.known[plan] = (accuracy, artifact.size_bytes, seconds)
+            with self.path.open("a") as file:
+                row = [dict(plan.settings), accuracy, artifact.size_bytes, seconds]
+                file.write(json.dumps(row) + "\n")
+        return self.known[plan]
+
+
+class Hypervolume:
+    """Of accuracy above chance × log of the uncompressed cost over the cost."""
+
+    def __init__(self, reference_cost: float, limit: float = math.inf) -> None:
+        self.reference, self.limit, self.points = reference_cost, limit, []
+
+    def add(self, accuracy: float, cost: float) -> float:
+        if cost <= min(self.limit, self.reference):
+            self.points.append((math.log(self.reference / cost), accuracy - 0.1))
+        volume, best = 0.0, 0.0
+        ordered = sorted(self.points, reverse=True)
+        for place, (gain, accuracy_over) in enumerate(ordered):
+            best = max(best, accuracy_over)
+            after = ordered[place + 1][0] if place + 1 < len(ordered) else 0.0
+            volume += best * (gain - after)
+        return volume
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--samplers", nargs="+", default=["guided", "tpe", "nsga2", "random", "gp"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--trials", type=int, default=400)
+    parser.add_argument("--gp-trials", type=int, default=150)
+    parser.add_argument("--guided-trials", type=int, default=100)
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--objective", choices=["size", "latency"], default="size")
+    options = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    task = fashion_mnist()
+    network = trace(task.model, task.example_inputs)
+    target = make_target("onnxruntime")
+    space = resolve_space(find_space("ptq"), network, target)
+    model = None
+    if options.objective == "latency":
+        path = calibration_path(network, target)
+        found, _ = load_calibration(path, target)
+        if found is None:
+            found = calibrate(network, target, space)
+            found.save(path)
+        model = found.model()
+    scores = Scores(task, network, target, options.images, model)
+    cost = (lambda plan: scores(plan)[1]) if model is None else (
+        lambda plan: scores.estimator(plan).latency.ms
+    )  # fmt: skip
+    reference = cost(Plan())
+    limit = math.inf if model is None else reference / 2
+    rows = []
+    for sampler in options.samplers:
+        for seed in options.seeds:
+            trials = {"gp": options.gp_trials, "guided": options.guided_trials}.get(
+                sampler, options.trials
+            )
+            run = guided if sampler == "guided" else plain
+            start = time.perf_counter()
+            volume = Hypervolume(reference, limit)
+            curve = []
+            for plan, overhead in run(sampler, seed, trials, scores, cost, limit, space, network):
+                accuracy, _, _ = scores(plan)
+                curve.append((overhead, volume.add(accuracy, cost(plan))))
+            marks = [n for n in (22, 40, 60, 80, 100, 150, 200, 400) if n <= len(curve)]
+            print(
+                f"{sampler} seed {seed}: "
+                + ", ".join(f"{curve[n - 1][1]:.4f} at {n + curve[n - 1][0]:.0f}" for n in marks)
+                + f"; {time.perf_counter() - start:.0f} s",
+                flush=True,
+            )
+            rows += [
+                {
+                    "sampler": sampler, "seed": seed, "trial": place,
+                    "evaluations": round(place + extra, 2), "hypervolume": round(value, 6),
+                }
+                for place, (extra, value) in enumerate(curve, 1)
+            ]  # fmt: skip
+    path = RESULTS / f"search_efficiency_{options.objective}.csv"
+    kept = []
+    if path.exists():
+        new = {(row["sampler"], str(row["seed"])) for row in rows}
+        with path.open(newline="") as file:
+            kept = [r for r in csv.DictReader(file) if (r["sampler"], r["seed"]) not in new]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*kept, *rows])
+
+
+def plain(name, seed, trials, scores, cost, limit, space, network):
+    """Yield the plans of one of Optuna's samplers; they cost nothing beside evaluations."""
+    parameters = Parameters(space)
+    study = optuna.create_study(
+        directions=["maximize", "minimize"], sampler=make_sampler(name, seed)
+    )
+    for _, plan in space.baselines():
+        if (values := parameters.of(plan)) is not None:
+            study.enqueue_trial(values)
+    for _ in range(trials):
+        trial = study.ask()
+        plan = parameters.suggest(trial)
+        yield plan, 0.0
+        amount = cost(plan)
+        trial.set_constraint("limit", amount / limit - 1 if math.isfinite(limit) else -1.0)
+        study.tell(trial, (scores(plan)[0], math.log(amount)))
+
+
+def guided(name, seed, trials, scores, cost, limit, space, network):
+    """Yield the plans of the guide, and what profile and simulations cost, in evaluations."""
+    effects = Effects(scores.compressor)
+    oracle = Oracle(effects, RUN / f"oracle_{seed}.jsonl")
+    figure = "size_bytes" if scores.model is None else "latency_ms"
+    alone = profile(space, oracle)
+    if scores.model is None:
+        estimate = lambda plan: (float(scores.estimator(plan).size_bytes),)  # noqa: E731
+    else:
+        estimate = lambda plan: (cost(plan),)  # noqa: E731
+    start = time.perf_counter()
+    tables = cost_tables(space, scores.estimator, [figure])
+    guide = Guide(
+        space, oracle, alone, groups_of(network, space), [tables[figure]], estimate,
+        objectives=1, limits=[limit],
+    )  # fmt: skip
+    thinking = time.perf_counter() - start
+    observed = []
+    generator = np.random.default_rng(seed)
+    waiting = [plan for _, plan in space.baselines()]
+    for _ in range(trials):
+        before, start = oracle.seconds, time.perf_counter()
+        plan = waiting.pop(0) if waiting else guide.propose(observed, generator)
+        thinking += time.perf_counter() - start - (oracle.seconds - before)
+        accuracy, _, _ = scores(plan)
+        each = float(np.median([seconds for _, _, seconds in scores.known.values()]))
+        yield plan, oracle.seconds / each
+        observed.append(Observed(plan, accuracy, (cost(plan),)))
+    print(f"  thinking {thinking / trials * 1e3:.0f} ms a trial; {len(oracle.known)} simulated")
+
+
+if __name__ == "__main__":
+    main()
