@@ -29,6 +29,7 @@ from autocompress.names import find_space, make_task, resolve_space
 from autocompress.report.front import Front
 from autocompress.report.receipt import Receipt
 from autocompress.report.tables import to_csv
+from autocompress.searching.adopt import adopt
 from autocompress.searching.driver import Progress, ProgressCallback, drive, finish
 from autocompress.searching.evaluate import Evaluator
 from autocompress.searching.explain import explain
@@ -136,11 +137,18 @@ class Run:
             )
         return make_task(self.config.task)
 
-    def resume(self, trials: int | None = None, progress: ProgressCallback | None = None) -> "Run":
+    def resume(
+        self,
+        trials: int | None = None,
+        progress: ProgressCallback | None = None,
+        *,
+        until_converged: bool = False,
+    ) -> "Run":
         """Go on: ``trials`` more, or by default up to the number that the search was started with.
 
-        Returns this run with its new scores. Raises RunError if model, data, space or target have
-        changed, TaskError if the task was given in Python and is not given to ``open_run`` now.
+        ``until_converged``: or until next to nothing is still to gain. Returns this run with its
+        new scores. Raises RunError if model, data, space or target have changed, TaskError if the
+        task was given in Python and is not given to ``open_run`` now.
         """
         if trials is not None and (
             isinstance(trials, bool) or not isinstance(trials, int) or trials < 1
@@ -154,7 +162,9 @@ class Run:
                 f"The task of {self.directory} was given in Python and must be given again: "
                 "open_run(directory, task=task)."
             )
-        new = _run(self.config, self.directory, self.task, total, progress)
+        new = _run(
+            self.config, self.directory, self.task, total, progress, until_converged=until_converged
+        )  # fmt: skip
         self.scores, self.note, self.floor = new.scores, new.note, new.floor
         return self
 
@@ -164,7 +174,7 @@ def search(
     *,
     space: str | Path | Mapping[str, Sequence[float]] | SpaceTemplate = "ptq",
     target: str = "onnxruntime",
-    sampler: str = "tpe",
+    sampler: str = "guided",
     trials: int = 100,
     seed: int = 0,
     objectives: Sequence[str] = ("accuracy", "size"),
@@ -174,6 +184,8 @@ def search(
     batch_size: int = 1,
     device: str = "",
     run_dir: str | Path | None = None,
+    start_from: str | Path | None = None,
+    until_converged: bool = False,
     progress: ProgressCallback | None = None,
 ) -> Run:
     """Search plans for a task and return the run; an interrupted one in ``run_dir`` goes on.
@@ -183,7 +195,10 @@ def search(
     "l1", "l2"), ``calibrate`` ("mse", "minmax", "percentile"), and ``refit``, ``bn`` or
     ``compensate`` False to switch these repairs off. ``threads`` and ``batch_size`` are of the
     latency measurement; ``device`` names a device file that latency and energy are predicted for,
-    in place of this machine. ``trials`` are completed scores, baselines included; ``run_dir`` is
+    in place of this machine. ``start_from``: the run directory of another search of the same model
+    and data, whose profile and scores are taken over (on another target its front's plans are
+    evaluated first); ``until_converged``: end when next to nothing of the hypervolume is still to
+    gain. ``trials`` are completed scores, baselines included; ``run_dir`` is
     ``runs/<task.name>`` by default. Raises InputError (TaskError, SpaceError, RunError).
     """
     if not isinstance(task, Task):
@@ -196,7 +211,11 @@ def search(
         compress=dict(compress or {}), threads=threads, batch_size=batch_size, device=device,
     )  # fmt: skip
     directory = Path(run_dir) if run_dir is not None else Path("runs") / task.name
-    return _run(config, directory, task, trials, progress)
+    source = None if start_from is None else Path(start_from)
+    return _run(
+        config, directory, task, trials, progress,
+        source=source, until_converged=until_converged,
+    )  # fmt: skip
 
 
 def search_config(
@@ -204,11 +223,14 @@ def search_config(
     *,
     run_dir: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
+    start_from: str | Path | None = None,
+    until_converged: bool = False,
     progress: ProgressCallback | None = None,
 ) -> Run:
     """Search as a TOML file says; ``overrides`` are fields of Config and of its budget.
 
-    The run lies in ``run_dir``, by default ``runs/<name of the file>``.
+    ``start_from`` and ``until_converged`` are as in :func:`search`. The run lies in ``run_dir``, by
+    default ``runs/<name of the file>``.
     """
     path = Path(path)
     config = Config.read(path).override(**(overrides or {}))
@@ -216,7 +238,11 @@ def search_config(
         raise ConfigError(f'{path}: a [task] section with name = "…" is needed.')
     config = replace(config, space=find_space(config.space))
     directory = Path(run_dir) if run_dir is not None else Path("runs") / path.stem
-    return _run(config, directory, None, config.trials, progress)
+    source = None if start_from is None else Path(start_from)
+    return _run(
+        config, directory, None, config.trials, progress,
+        source=source, until_converged=until_converged,
+    )  # fmt: skip
 
 
 def open_run(run_dir: str | Path, task: Task | None = None) -> Run:
@@ -237,8 +263,14 @@ def _run(
     task: Task | None,
     total: int,
     progress: ProgressCallback | None,
+    *,
+    source: Path | None = None,
+    until_converged: bool = False,
 ) -> Run:
-    """Drive a search in its directory until ``total`` trials are done."""
+    """Drive a search in its directory until ``total`` trials are done, or it has converged.
+
+    ``source``: the run that it starts from.
+    """
     report = progress or (lambda _: None)
     template = config.space
     assert isinstance(template, SpaceTemplate)
@@ -247,6 +279,7 @@ def _run(
     config.check_device()
     make_sampler(config.sampler, config.seed)
     device = read_device(config.device) if config.device else None
+    other = None if source is None else open_run(source)
     options = Options.of(config.compress)
     with _disk_errors(directory), driver_lock(directory):
         _check_frozen(directory, config)
@@ -266,15 +299,20 @@ def _run(
             objectives=config.objectives,
             budget=config.budget,
         )
-        study.check_fingerprints(
-            {
-                "model": network.fingerprint,
-                "data": _data_fingerprint(task),
-                "space": space.digest,
-                "target": f"{config.target}, {config.threads} threads, batch {config.batch_size}",
-                **({"device": _digest(device)} if device else {}),
-            }
-        )
+        fingerprints = {
+            "model": network.fingerprint,
+            "data": _data_fingerprint(task),
+            "space": space.digest,
+            "target": f"{config.target}, {config.threads} threads, batch {config.batch_size}",
+            **({"device": _digest(device)} if device else {}),
+        }
+        study.check_fingerprints(fingerprints)
+        if other is not None:
+            alike = Options.of(other.config.compress) == options
+            adopt(
+                study, directory, other.directory, other.front(), fingerprints,
+                same_rules=alike, seed=config.seed,
+            )  # fmt: skip
         write_whole(directory / "config.toml", config.to_toml().encode())
         run = Run(directory, config, study.scores, task, floor=study.note("floor") or {})
         if study.completed >= total and run.complete():
@@ -291,14 +329,12 @@ def _run(
         )
         if latency and device is None:
             _set_latency_model(evaluator, space, study, report)
-        unguided = set_guide(
-            study,
-            evaluator,
-            lambda done, all_: report(Progress(done, all_, what="effects profiled")),
-        )
-        if unguided:
-            report(Progress(0, total, note=f"not guided, tpe proposes: {unguided}"))
-        notes = [drive(study, evaluator, total, report), finish(study, evaluator, report)]
+        set_guide(study, evaluator, report)
+        notes = [
+            drive(study, evaluator, total, report, until_converged=until_converged),
+            finish(study, evaluator, report),
+            getattr(study.sampler, "reason", ""),
+        ]
         run.note = "; ".join(note for note in notes if note)
         run.floor = study.note("floor") or {}
         run.write_front()

@@ -95,15 +95,25 @@ def _parser() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
         help="predict latency and energy for avx2-core, "
         "cortex-a76, cortex-m7, bit-fusion or a device file (path) instead",
     )
-    sub.add_argument("--sampler", metavar="NAME", help="tpe, nsga2, gp or random")
+    sub.add_argument("--sampler", metavar="NAME", help="guided (default), tpe, nsga2, gp or random")
+    sub.add_argument(
+        "--from",
+        type=Path,
+        dest="start_from",
+        metavar="DIR",
+        help="take profile and scores over from another run of the same model",
+    )
     sub.add_argument("--target", metavar="NAME", help="runtime: onnxruntime or openvino")
     sub.add_argument("--workers", type=_COUNT, default=1, metavar="N", help="1: trials in turn")
     sub.add_argument("--seed", type=_SEED, metavar="N", help="of the sampler")
+    converged = {"action": "store_true", "help": "end when next to nothing is still to gain"}
+    sub.add_argument("--until-converged", **converged)  # type: ignore[arg-type]
     sub.add_argument("--quiet", **quiet)  # type: ignore[arg-type]
 
     sub = command("resume", "go on with an interrupted or finished search", _resume)
     sub.add_argument("directory", type=Path, metavar="DIR", help="run directory")
     sub.add_argument("--trials", type=_COUNT, metavar="N", help="more trials")
+    sub.add_argument("--until-converged", **converged)  # type: ignore[arg-type]
     sub.add_argument("--quiet", **quiet)  # type: ignore[arg-type]
 
     sub = command("front", "print the Pareto front and the baselines", _front)
@@ -357,8 +367,9 @@ def _search(parsed: argparse.Namespace) -> int:
         from autocompress import api
 
         return api.search_config(
-            parsed.config, run_dir=directory, overrides=overrides, progress=screen
-        )
+            parsed.config, run_dir=directory, overrides=overrides,
+            start_from=parsed.start_from, until_converged=parsed.until_converged, progress=screen,
+        )  # fmt: skip
 
     return _drive(directory, parsed.quiet, start)
 
@@ -367,7 +378,9 @@ def _resume(parsed: argparse.Namespace) -> int:
     def start(screen: _Screen) -> "Run":
         from autocompress import api
 
-        return api.open_run(parsed.directory).resume(trials=parsed.trials, progress=screen)
+        return api.open_run(parsed.directory).resume(
+            trials=parsed.trials, progress=screen, until_converged=parsed.until_converged
+        )
 
     return _drive(parsed.directory, parsed.quiet, start)
 

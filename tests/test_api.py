@@ -1,8 +1,10 @@
 """Whole searches: through Python, resumed, refused, and interrupted from outside."""
 
 import csv
+import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -675,3 +677,111 @@ def test_killed_and_resumed_is_as_if_never_interrupted(tmp_path: Path, kind: int
     assert len({score.plan.digest for score in after}) == len(after)
     with (run / "front.csv").open() as file:
         assert list(csv.DictReader(file))
+
+
+def test_guided_profiles_once_and_goes_on_with_what_it_has(tmp_path: Path) -> None:
+    notes: list[ac.Progress] = []
+    task = make_task(Small())
+    run = run_search(tmp_path / "run", task, sampler="guided", trials=14, progress=notes.append)
+    assert completed(run) == 14
+    profiled = [p for p in notes if p.what == "effects profiled"]
+    assert [p.done for p in profiled] == list(range(profiled[-1].total + 1))
+    lines = (tmp_path / "run/profile/effects.jsonl").read_text().splitlines()
+    assert len(lines) >= profiled[-1].total - 5  # what changes nothing is one plan for all
+    stamp = lines[:5]
+    run.resume(4)
+    again = (tmp_path / "run/profile/effects.jsonl").read_text().splitlines()
+    assert again[:5] == stamp
+    assert len({json.dumps(json.loads(line)[0]) for line in again}) == len(again)
+    assert completed(run) == 18
+
+
+def test_guided_says_why_it_cannot_guide(tmp_path: Path) -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Small()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x).argmax(1)
+
+    torch.manual_seed(0)
+    model = Counts().eval()
+    x = torch.randn(64, 8, 8)
+    with torch.no_grad():
+        labels = model(x).numpy()
+    task = ac.Task(
+        model=model, example_inputs=(x[:1],), calibration=[(x,)], name="counts",
+        evaluate=lambda predict: float((predict(x.numpy()) == labels).mean()),
+    )  # fmt: skip
+    notes: list[str] = []
+    run = run_search(
+        tmp_path / "run", task, sampler="guided", trials=9,
+        progress=lambda p: notes.append(p.note),
+    )  # fmt: skip
+    assert completed(run) == 9
+    why = "no value of the space moves the outputs on the calibration inputs"
+    assert f"not guided, tpe proposes: {why}" in notes
+    assert run.note == f"not guided, tpe proposed: {why}"
+
+
+def test_a_new_budget_starts_from_an_old_run(tmp_path: Path) -> None:
+    old = run_search(tmp_path / "old", make_task(Small()), sampler="guided", trials=14)
+    limit = int(np.median([score.size_bytes for score in old.scores]))
+    calls: list[int] = []
+    task = make_task(Small())
+
+    def evaluate(predict) -> object:
+        calls.append(1)
+        return old_evaluate(predict)
+
+    old_evaluate = task.evaluate
+    task = replace(task, evaluate=evaluate)
+    budget = ac.Budget(max_size_bytes=limit)
+    new = run_search(
+        tmp_path / "new", task, sampler="guided", trials=14, budget=budget, start_from=old.directory
+    )
+    assert calls == []  # all of it was known
+    assert [s.plan for s in new.scores] == [s.plan for s in old.scores if s.outcome == "ok"]
+    assert new.reference is not None
+    assert all(pick.score.size_bytes <= limit for pick in new.front())
+    for pick in new.front():
+        pick.artifact.verify()
+    more = new.resume(3)
+    assert completed(more) == 17
+    assert len(calls) == 3
+    with pytest.raises(InputError, match="has 14 trials of its own"):
+        run_search(old.directory, make_task(Small()), sampler="guided", start_from=new.directory)
+
+
+def test_another_target_evaluates_the_old_front_first(tmp_path: Path) -> None:
+    old = run_search(tmp_path / "old", make_task(Small()), sampler="guided", trials=14)
+    lines = (tmp_path / "old/profile/effects.jsonl").read_text()
+    new = run_search(
+        tmp_path / "new", make_task(Small()), sampler="guided", trials=8, target="onnxruntime",
+        start_from=old.directory,
+    )  # fmt: skip
+    assert (tmp_path / "new/profile/effects.jsonl").read_text().startswith(lines)
+    assert {score.target for score in new.scores} == {"onnxruntime"}
+    first = {score.plan for score in new.scores[:8]}
+    front = [pick.plan for pick in old.front()]
+    baselines = [score.plan for score in new.scores[:3]]
+    assert next(plan for plan in front if plan not in baselines) in first
+
+
+@pytest.mark.parametrize("other", ["model", "data", "rules", "nothing"])
+def test_only_a_run_of_the_same_can_be_taken_over(tmp_path: Path, other: str) -> None:
+    task = make_task(Small())
+    run_search(tmp_path / "old", task, trials=4)
+    options, source = {}, tmp_path / "old"
+    if other == "model":
+        task = make_task()
+    elif other == "data":
+        task = replace(task, calibration=[(torch.zeros(8, 8, 8),)])
+    elif other == "rules":
+        options = {"compress": {"refit": False}}
+    else:
+        source = tmp_path / "none"
+    said = {"model": "is of other model", "data": "is of other data", "rules": "[compress]"}
+    with pytest.raises(InputError, match=re.escape(said.get(other, "has a config.toml"))):
+        run_search(tmp_path / "new", task, trials=4, start_from=source, **options)

@@ -44,7 +44,7 @@ class FakeRun:
         self.calls.append(trial)
         return Receipt(score=self.scores[trial], reference=self.scores[0], lines=LINES)
 
-    def resume(self, trials=None, progress=None):
+    def resume(self, trials=None, progress=None, *, until_converged=False):
         self.calls.append(trials)
         if self.during is not None:
             self.during(progress)
@@ -98,8 +98,8 @@ def test_help_names_every_option(command, capsys):
     text = capsys.readouterr().out
     options = {
         "search": "--run --trials --latency-budget --max-size --max-energy --max-memory --device "
-        "--sampler --target --workers --seed --quiet",
-        "resume": "--trials --quiet",
+        "--sampler --from --target --workers --seed --until-converged --quiet",
+        "resume": "--trials --until-converged --quiet",
         "front": "--format",
         "pick": "--max-latency --max-size --max-energy --max-memory --min-accuracy --output",
         "bench": "--reference --threads --runtime",

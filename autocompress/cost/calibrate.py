@@ -220,17 +220,16 @@ class Bench:
             reference_ms=base, max_seconds=most, relative_width=width,
         ).latency_ms  # fmt: skip
 
-    def measure(self, plan: Plan, most: float = 0.4, *, well: bool = False) -> Sample:
-        """Return a plan's terms and its latency, measured for ``most`` seconds at most.
+    def measure(self, plan: Plan, most: float = 0.4, width: float = 0.02) -> Sample:
+        """Return a plan's terms and its latency.
 
-        ``well``: over several openings and to a narrow interval; without it as well as is worth it
-        where another plan could be measured meanwhile.
+        Measured for ``most`` seconds at most, or until blocks tell it to ``width``: more would be
+        worth less than another plan that is measured meanwhile.
         """
         compressed = sketch(self.network, self._quick(plan), self.target.abilities)
         self.builder.build(compressed, self._path)
-        session = self.target.open(self._path)
-        sessions = openings(session, most) if well else (session,)
-        found = self._time(sessions, most, 0.001 if well else 0.02, self.reference_ms)
+        sessions = openings(self.target.open(self._path), most)
+        found = self._time(sessions, most, width, self.reference_ms)
         return terms(workload(compressed, self.target.abilities)), found
 
     def _quick(self, plan: Plan) -> Plan:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from autocompress.report import words
+from autocompress.report.gains import gains_text
 
 if TYPE_CHECKING:
     from autocompress.report.front import Front, Pick
@@ -82,6 +83,7 @@ def _notes(front: "Front") -> list[str]:
         "accuracy: validation split, ± half its 95 % interval; test: a split that neither the "
         "search nor a pick uses"
     ]
+    notes += gains_text(front)
     if front.budget:
         notes.append(f"budget: {words.limits(front.budget)}")
     device = next((score.device for score in front.measured if score.device), "")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-__all__ = ["Allocation", "Table", "Tables", "solve", "sweep", "total"]
+__all__ = ["Allocation", "Table", "Tables", "solve", "sweep", "total", "totals"]
 
 Floats = NDArray[np.float64]
 
@@ -46,6 +46,15 @@ def total(tables: Tables, chosen: Allocation) -> float:
     return math.fsum(float(t.values[tuple(chosen[k] for k in t.knobs)]) for t in tables)
 
 
+def totals(tables: Tables, knobs: Sequence[str], places: NDArray[np.intp]) -> Floats:
+    """Return what tables sum up to for many choices, [choices, knobs] in the order of ``knobs``."""
+    column = {knob: place for place, knob in enumerate(knobs)}
+    found = np.zeros(len(places))
+    for table in tables:
+        found += table.values[tuple(places[:, column[knob]] for knob in table.knobs)]
+    return found
+
+
 def sweep(loss: Tables, costs: Sequence[Tables], prices: Floats) -> list[dict[str, int]]:
     """Return the choice of least loss + Σ price × cost for every row of ``prices``.
 
@@ -67,8 +76,8 @@ def sweep(loss: Tables, costs: Sequence[Tables], prices: Floats) -> list[dict[st
     except _TooWideError:
         found = _descend(merged, len(prices))
     names = list(found)
-    columns = [found[name].tolist() for name in names]
-    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+    columns = np.array([found[name] for name in names], dtype=np.intp).reshape(-1, len(prices))
+    return [dict(zip(names, row, strict=True)) for row in columns.T.tolist()]
 
 
 class _TooWideError(Exception):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from optuna.trial import Trial
 
 from autocompress.cost.estimate import Estimate
@@ -15,6 +16,7 @@ from autocompress.errors import AutocompressError, TaskError
 from autocompress.report.front import Front
 from autocompress.searching.study import Study
 from autocompress.spec.budget import LIMITS
+from autocompress.spec.pareto import Volume, floor_of
 from autocompress.spec.plan import Plan, Recipe
 from autocompress.spec.score import OBJECTIVES, Score
 
@@ -32,6 +34,10 @@ _FAILURES_AT_START = 3
 _FAILURES = 20
 # Plans over budget in a row after which one that is not is looked for.
 _MISSES = 20
+# Trials in a row that must have brought next to nothing before a search has converged, and what
+# share of the hypervolume is next to nothing.
+_STALL = 20
+_LITTLE = 0.002
 # Estimates that may be spent on finding a plan within the budget.
 _ESTIMATES = 300
 
@@ -55,8 +61,17 @@ class Progress:
 ProgressCallback = Callable[[Progress], None]
 
 
-def drive(study: Study, evaluator: "Evaluator", trials: int, progress: ProgressCallback) -> str:
+def drive(
+    study: Study,
+    evaluator: "Evaluator",
+    trials: int,
+    progress: ProgressCallback,
+    *,
+    until_converged: bool = False,
+) -> str:
     """Search until ``trials`` scores exist; return a note why it ended early, or "".
+
+    ``until_converged``: or until so little of the hypervolume is still to gain (:func:`to_gain`).
 
     Completed scores count, baselines among them; failures, repeated plans and plans that are
     predicted to be over budget do not. Baselines are built whatever is predicted, so that there is
@@ -75,6 +90,8 @@ def drive(study: Study, evaluator: "Evaluator", trials: int, progress: ProgressC
         if (score := known(plan)) is None or score.outcome == "failed"
     ]
     done = study.completed
+    own = {plan for _, plan in baselines}
+    waiting[3:3] = [("", p) for p in _seeds(study) if known(p) is None and p not in own]
     failures = misses = 0
     hopeless, lowest = "", list[Plan]()
     if study.budget:
@@ -87,6 +104,8 @@ def drive(study: Study, evaluator: "Evaluator", trials: int, progress: ProgressC
         trial: Trial | None
         if waiting:
             (label, plan), trial = waiting.pop(0), None
+        elif until_converged and to_gain(study) < _LITTLE:
+            return f"the search has converged after {done} trials"
         elif hopeless:
             return f"the search ended after {done} trials: {hopeless}"
         else:
@@ -122,6 +141,40 @@ def drive(study: Study, evaluator: "Evaluator", trials: int, progress: ProgressC
             done += 1
         progress(Progress(done, trials, score, best_so_far(study)))
     return ""
+
+
+def to_gain(study: Study) -> float:
+    """Return the share of the hypervolume (accuracy × log costs) that is still to be gained.
+
+    As much as the last twenty proposals have brought, or what the guided sampler expects of all
+    plans that it can think of if that is more; NaN before there are so many. What was taken over
+    from another run is no proposal.
+    """
+    scores = [score for score in study.scores if score.meets(study.budget)]
+    others, adopted = set(_seeds(study)), study.note("adopted") or 0
+    proposed = [
+        place
+        for place, score in enumerate(scores)
+        if not score.baseline and score.trial >= adopted and score.plan not in others
+    ]
+    expected = getattr(study.sampler, "outlook", 0.0)
+    if len(proposed) < _STALL or math.isnan(expected):
+        return math.nan
+    costs = np.array([score.values(study.objectives)[1:] for score in scores])
+    logs = np.log(np.maximum(costs, 1e-12))
+    accuracies = [score.accuracy for score in scores]
+    volume = Volume(logs.min(0) - 1e-3, logs.max(0), floor=floor_of(accuracies))
+    before = np.ones(len(scores), dtype=bool)
+    before[proposed[-_STALL:]] = False
+    now = volume.of(accuracies, logs)
+    then = volume.of([a for a, kept in zip(accuracies, before, strict=True) if kept], logs[before])
+    brought = 1 - then / now if now > 0 else 0.0
+    return max(brought, expected)
+
+
+def _seeds(study: Study) -> list[Plan]:
+    """Return the plans that another run's front had, to be evaluated first."""
+    return [Plan.from_json(text) for text in study.note("seeds") or ()]
 
 
 def _surely_over(estimate: Estimate, study: Study) -> bool:
@@ -245,7 +298,9 @@ def best_so_far(study: Study) -> str:
     best = min(near, key=lambda score: score.size_bytes)
     gained = round((best.accuracy - goal) * (100 if points else 1), 1) + 0.0  # no negative zero
     unit = " points" if points else ""
-    return f"{front.reference.size_bytes / best.size_bytes:.1f}× smaller, {gained:+.1f}{unit}"
+    words = f"{front.reference.size_bytes / best.size_bytes:.1f}× smaller, {gained:+.1f}{unit}"
+    left = to_gain(study)
+    return words if math.isnan(left) else f"{words}; about {left:.1%} still to gain"
 
 
 def finish(study: Study, evaluator: "Evaluator", progress: ProgressCallback) -> str:

@@ -1,7 +1,8 @@
 """The guide: which plan to evaluate next, from effects, costs and what has been measured."""
 
+import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,23 +10,27 @@ from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
 from autocompress.models.network import Network
-from autocompress.searching.allocation import Table, sweep, total
+from autocompress.searching.allocation import Table, sweep, totals
 from autocompress.searching.losses import LossModel, Weighing
 from autocompress.searching.oracle import Oracle
+from autocompress.spec.pareto import Volume, floor_of
 from autocompress.spec.plan import Plan, split_name
 from autocompress.spec.space import SearchSpace
 
-__all__ = ["Guide", "Observed", "groups_of", "profile"]
+__all__ = ["Guide", "Observed", "Profile", "companions_of", "groups_of", "profile"]
 
 Floats = NDArray[np.float64]
-Choice = dict[str, int]
+Places = NDArray[np.intp]
 
 _PRICES = 16  # levels of the prices of one draw
 _DRAWS = 4  # of coefficients for a proposal
 _MUTANTS = 48  # neighbours of the front among the candidates
 _TRIED = 4  # candidates that the oracle is asked about
-_POINTS = 512  # at which the gain in hypervolume is sampled
 _REACH = 0.35  # in log cost: as far as a plan tells of others
+_NOISE = 1e-7  # what float32 cannot tell from no effect
+_DEEP = math.log(1000)  # as far below the highest cost as there is anything to look for
+_ESTIMATED = 24  # candidates whose costs are estimated until enough are within the limits
+_ASKED = 24  # measured plans whose effect the oracle is asked for at once
 _EXPLORE = 8  # every so many proposals one that the model has no say in
 
 
@@ -50,85 +55,159 @@ def groups_of(network: Network, space: SearchSpace) -> dict[str, str]:
     return found
 
 
+def companions_of(network: Network, space: SearchSpace) -> dict[str, tuple[str, ...]]:
+    """Return by knob those that must be set with it to have an effect, itself among them.
+
+    A tensor is rounded when all layers that read it ask for that, and if their weights are narrow;
+    a weight that several layers share has the widest width that one of them asks for.
+    """
+    nodes = {node.name: node for node in network.graph.nodes}
+    shared: dict[tuple[str, object], list[str]] = {}
+    for layer in network.layers:
+        for knob, what in (("a_bits", nodes[layer.node].args[0]), ("w_bits", layer.weight)):
+            name = f"{layer.name}/{knob}"
+            if name in space.knobs:
+                shared.setdefault((knob, what), []).append(name)
+    return {name: tuple(names) for names in shared.values() for name in names}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What values do to the outputs: ``effects`` by knob, each value alone, above ``base``.
+
+    ``base`` is what the plan does that has the highest value of every knob.
+    """
+
+    effects: Mapping[str, Sequence[float]]
+    base: float
+
+
 def profile(
-    space: SearchSpace, oracle: Oracle, progress: Callable[[int, int], None] = lambda *_: None
-) -> dict[str, list[float]]:
-    """Return by knob the effect of each of its values alone; ``progress`` is told done and all."""
+    space: SearchSpace,
+    oracle: Oracle,
+    companions: Mapping[str, tuple[str, ...]],
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> Profile:
+    """Return the effects of a space's values; ``progress`` is told done and all.
+
+    Values that have an effect only together are set together, and share it.
+    """
     wanted = [(name, v) for name, values in space.knobs.items() if len(values) > 1 for v in values]
     rest = {name: values[-1] for name, values in space.knobs.items()}
+    base = oracle(space.plan(rest))
     found: dict[str, list[float]] = {}
     for done, (name, value) in enumerate(wanted):
         progress(done, len(wanted))
-        found.setdefault(name, []).append(oracle(space.plan({**rest, name: value})))
+        knob = split_name(name)[1]
+        together = companions.get(name, (name,))
+        chosen = dict(rest)
+        for other in together:
+            chosen[other] = min(v for v in space.knobs[other] if v >= value or v == rest[other])
+        if knob == "a_bits" and value <= 8:
+            for other in together:
+                weights = f"{split_name(other)[0]}/w_bits"
+                narrow = [v for v in space.knobs.get(weights, ()) if v <= 8]
+                if narrow:
+                    chosen[weights] = narrow[-1]
+        effect = oracle(space.plan(chosen)) - base
+        found.setdefault(name, []).append(max(effect, 0.0) / len(together))
     progress(len(wanted), len(wanted))
-    return found
+    return Profile(found, base)
 
 
 class Guide:
     """Proposes plans of a space.
 
-    ``effects``: the profile; ``tables``: by figure the cost tables, of the objectives in order and
-    then of what else is limited; ``estimate``: a plan's costs in that order, exactly; ``limits``:
-    by place among the costs.
+    ``tables``: the cost tables, of the objectives in order and then of what else is limited;
+    ``estimate``: a plan's costs in that order, exactly; ``limits`` in that order, infinite for
+    none; ``slack``: how far above its limit tables may say that a cost is. ``outlook``: the share
+    of the hypervolume that was still to be gained, by the model, at the last proposal; NaN before.
     """
 
     def __init__(
         self,
         space: SearchSpace,
         oracle: Oracle,
-        effects: Mapping[str, Sequence[float]],
+        known: Profile,
         groups: Mapping[str, str],
         tables: Sequence[Sequence[Table]],
         estimate: Callable[[Plan], tuple[float, ...]],
         *,
         objectives: int,
         limits: Sequence[float],
+        slack: Sequence[float] = (),
     ) -> None:
         self.space, self.oracle, self.estimate = space, oracle, estimate
-        self.losses = LossModel(effects, groups)
-        self.costs, self.objectives, self.limits = tables, objectives, tuple(limits)
-        self.sizes = {name: len(v) for name, v in space.knobs.items() if len(v) > 1}
-        self._floor = max(min(v for v in _positive(effects)), 1e-9) if _positive(effects) else 1e-9
-        full = {name: size - 1 for name, size in self.sizes.items()}
-        self._high = np.log([max(total(t, full), 1e-12) for t in tables])
-        cheapest = sweep([], list(tables), np.eye(len(tables)))
-        self._low = np.log([max(total(t, c), 1e-12) for t, c in zip(tables, cheapest, strict=True)])
-        self._high = np.minimum(self._high, np.log(np.array(limits, dtype=np.float64)))
+        self.losses = LossModel(known.effects, groups, known.base)
+        self.costs, self.objectives, self.limits = tables, objectives, np.array(limits)
+        self._slack = np.array(slack or [1.02] * len(limits))
+        self.sizes = {name: len(space.knobs[name]) for name in self.losses.knobs}
+        self.outlook = math.nan
+        self._whole = np.array([size - 1 for size in self.sizes.values()])
+        self._places: list[Places] = []  # of what the oracle knows and is no single value
+        self._effects: list[float] = []
+        self._read = 0
+        cheapest = self._table(sweep([], list(tables), np.eye(len(tables))))
+        self._high = np.minimum(_logs(self._totals(self._whole[None])[0]), np.log(self.limits))
+        self._low = np.maximum(_logs(self._totals(cheapest).min(0)), self._high - _DEEP)
         self._high = np.maximum(self._high, self._low + 1e-6)
 
-    def plan(self, chosen: Mapping[str, int]) -> Plan:
-        """Return the plan of a choice."""
-        return self.space.plan({k: self.space.knobs[k][place] for k, place in chosen.items()})
+    def _plan(self, places: Places) -> Plan:
+        values = zip(self.sizes, places.tolist(), strict=True)
+        return self.space.plan({name: self.space.knobs[name][place] for name, place in values})
 
-    def choice(self, plan: Plan) -> Choice:
-        """Return the places of a plan's values."""
+    def _places_of(self, plan: Plan) -> Places:
         values = self.space.choices(plan)
-        return {name: self.space.knobs[name].index(values[name]) for name in self.sizes}
+        return np.array([self.space.knobs[name].index(values[name]) for name in self.sizes])
 
-    def propose(self, observed: Sequence[Observed], generator: np.random.Generator) -> Plan:
-        """Return the plan to evaluate next: one that has not been."""
+    def _table(self, chosen: Sequence[Mapping[str, int]]) -> Places:
+        """Return choices as places, [choices, knobs]; what no table hangs on stays as it is."""
+        full = dict(zip(self.sizes, self._whole.tolist(), strict=True))
+        return np.array([[one.get(name, full[name]) for name in self.sizes] for one in chosen])
+
+    def _totals(self, places: Places) -> Floats:
+        """Return what the tables say that choices cost, [choices, costs]."""
+        names = list(self.sizes)
+        return np.stack([totals(tables, names, places) for tables in self.costs], axis=1)
+
+    def propose(
+        self,
+        observed: Sequence[Observed],
+        generator: np.random.Generator,
+        tried: Collection[Plan] = (),
+    ) -> Plan:
+        """Return the plan to evaluate next: none that was observed, or tried without success.
+
+        Where all that it can think of are known, one at random.
+        """
         number = len(observed)
-        known = {entry.plan for entry in observed}
-        level = self._level(number, generator)
-        weighing = self.weigh(level)
+        known = {*(entry.plan for entry in observed), *tried}
+        weighing = self.weigh(self._level(number, generator))
         pool = self._candidates(weighing, observed, generator)
-        fresh = {plan: chosen for chosen in pool if (plan := self.plan(chosen)) not in known}
+        fresh = {plan: row for row in pool if (plan := self._plan(row)) not in known}
         if not fresh:
-            return self.plan({n: int(generator.integers(size)) for n, size in self.sizes.items()})
+            return self._plan(generator.integers(self._whole + 1))
         plans: list[Plan] = list(fresh)
-        if number % _EXPLORE == _EXPLORE - 1:
-            return plans[int(generator.integers(len(plans)))]
-        rows = np.stack([self.losses.row(fresh[plan]) for plan in plans])
-        expected = np.maximum(rows @ weighing.means, self._floor)
-        costs = np.array([[total(t, fresh[plan]) for t in self.costs] for plan in plans])
+        places = np.stack(list(fresh.values()))
         link = self._link(observed)
-        gain = self._gains(link(expected), costs, observed, generator)
-        best = np.argsort(-gain)[:_TRIED]
-        tried: list[Plan] = [plans[place] for place in best]
-        effects = np.array([max(self.oracle(plan), self._floor) for plan in tried])
-        exact = np.array([self.estimate(plan) for plan in tried])
-        gain = self._gains(link(effects), exact, observed, generator)
-        return tried[int(gain.argmax())]
+        effects = self.losses.base + self.losses.rows(places) @ weighing.means
+        expected, costs = link(np.maximum(effects, _NOISE)), self._totals(places)
+        volume, held = self._held(observed)
+        gain = self._gains(volume, held, expected, costs)
+        self._outlook(volume, held, expected, costs)
+        if number % _EXPLORE == _EXPLORE - 1 or gain.max() <= 0:
+            return plans[int(generator.integers(len(plans)))]
+        best: dict[Plan, Floats] = {}
+        spare: dict[Plan, Floats] = {}
+        for place in np.argsort(-gain)[:_ESTIMATED]:
+            exact = np.nan_to_num(np.array(self.estimate(plans[place])), nan=1e300)
+            (best if (exact <= self.limits).all() else spare)[plans[place]] = exact
+            if len(best) == _TRIED:
+                break
+        chosen = best or dict(itertools.islice(spare.items(), _TRIED))
+        answers = link(np.array([max(self.oracle(plan), _NOISE) for plan in chosen]))
+        gain = self._gains(volume, held, answers, np.stack(list(chosen.values())))
+        return list(chosen)[int(gain.argmax())]
 
     def _level(self, number: int, generator: np.random.Generator) -> Floats:
         """Return the log costs that a fit is to be good at, spread over all there may be."""
@@ -137,109 +216,102 @@ class Guide:
 
     def weigh(self, level: Floats) -> Weighing:
         """Return the loss model's coefficients near log costs, after all plans that are known."""
-        rows, losses, weights = [], [], []
-        for plan, loss in self.oracle.known.items():
-            if not (self.space.contains(plan) and math.isfinite(loss) and loss > 0):
-                continue
-            chosen = self.choice(plan)
-            if sum(chosen[n] < size - 1 for n, size in self.sizes.items()) < 2:
-                continue  # what it does alone is where the model starts
-            costs = np.log([max(total(t, chosen), 1e-12) for t in self.costs])
-            apart = float((((costs - level) / _REACH) ** 2)[: self.objectives].sum())
-            rows.append(self.losses.row(chosen))
-            losses.append(max(loss, self._floor))
-            weights.append(math.exp(-apart / 2) + 0.01)
-        if not rows:
+        news = list(itertools.islice(self.oracle.known.items(), self._read, None))
+        self._read += len(news)
+        for plan, loss in news:
+            if self.space.contains(plan) and 0 < loss < math.inf:
+                places = self._places_of(plan)
+                if (places < self._whole).sum() > 1:  # what one does alone is where it starts
+                    self._places.append(places)
+                    self._effects.append(max(loss, _NOISE))
+        if not self._places:
             count = len(self.losses.knobs)
             return Weighing(np.ones(count), 0.3 * np.eye(count))
-        return self.losses.fit(np.stack(rows), np.array(losses), np.array(weights))
+        every = np.stack(self._places)
+        apart = ((_logs(self._totals(every)) - level) / _REACH)[:, : self.objectives]
+        weights = np.exp(-(apart**2).sum(1) / 2) + 0.01
+        return self.losses.fit(self.losses.rows(every), np.array(self._effects), weights)
 
     def _candidates(
         self, weighing: Weighing, observed: Sequence[Observed], generator: np.random.Generator
-    ) -> list[Choice]:
+    ) -> Places:
         """Return solutions at many prices, for several draws of coefficients, and neighbours."""
-        found: list[Choice] = []
         spans = np.array([sum(float(np.ptp(t.values)) for t in tables) for tables in self.costs])
         worth = float(sum(np.ptp(values) for values in self.losses.effects.values()))
+        found: list[Places] = []
         for draw in range(_DRAWS):
             weights = weighing.means if draw == 0 else weighing.draw(generator)
             mix = generator.dirichlet(np.ones(len(self.costs)))
             scale = 10 ** (-4 + 5 * (np.arange(_PRICES) + generator.random(_PRICES)) / _PRICES)
             prices = scale[:, None] * mix * worth / np.maximum(spans, 1e-300)
-            found += sweep(self.losses.tables(weights), self.costs, prices)
+            found.append(self._table(sweep(self.losses.tables(weights), self.costs, prices)))
         front = [o for o in _front(observed) if self.space.contains(o.plan)]
-        for _ in range(_MUTANTS if front else 0):
-            chosen = self.choice(front[int(generator.integers(len(front)))].plan)
-            names = list(self.sizes)
-            for _ in range(int(generator.integers(1, 4))):
-                name = names[int(generator.integers(len(names)))]
-                step = -1 if generator.random() < 0.5 else 1
-                chosen[name] = min(max(chosen[name] + step, 0), self.sizes[name] - 1)
-            found.append(chosen)
-        return [c for c in found if self._within(c)] or found
-
-    def _within(self, chosen: Choice) -> bool:
-        return all(
-            total(t, chosen) <= 1.02 * limit
-            for t, limit in zip(self.costs, self.limits, strict=True)
-        )
+        if front:
+            near = np.stack([self._places_of(o.plan) for o in front])
+            near = near[generator.integers(len(near), size=_MUTANTS)]
+            for row in near:
+                for knob in generator.integers(len(row), size=int(generator.integers(1, 4))):
+                    step = 1 if generator.random() < 0.5 else -1
+                    row[knob] = min(max(row[knob] + step, 0), self._whole[knob])
+            found.append(near)
+        pool = np.concatenate(found)
+        within = (self._totals(pool) <= self._slack * self.limits).all(1)
+        return pool[within] if within.any() else pool
 
     def _link(self, observed: Sequence[Observed]) -> Callable[[Floats], Floats]:
         """Return accuracy as a falling function of the effect, after what was measured."""
+        new = [o.plan for o in (*_front(observed), *reversed(observed))]
+        for plan in itertools.islice((p for p in new if p not in self.oracle.known), _ASKED):
+            self.oracle(plan)
         pairs = sorted(
-            (math.log(max(self.oracle(o.plan), self._floor)), o.accuracy) for o in observed
+            (math.log(max(effect, _NOISE)), o.accuracy)
+            for o in observed
+            if (effect := self.oracle.known.get(o.plan)) is not None
         )
         if not pairs:
             return lambda effects: -np.log(effects)
         x, y = np.array(pairs).T
         smooth = isotonic_regression(y, increasing=False).x
         x = x + 1e-9 * np.arange(len(x))
-        # beyond what was seen it goes on as slowly as a coin falls
-        slope = -1e-4
+        slope = -1e-4 * float(np.ptp(y) or 1.0)  # of equals, the one of less effect
         return lambda e: np.asarray(np.interp(np.log(e), x, smooth) + slope * np.log(e))
 
-    def _gains(
-        self,
-        accuracies: Floats,
-        costs: Floats,
-        observed: Sequence[Observed],
-        generator: np.random.Generator,
-    ) -> Floats:
-        """Return the hypervolume over log costs that each candidate is expected to add."""
+    def _held(self, observed: Sequence[Observed]) -> tuple[Volume, Floats]:
+        """Return the volume over the objectives' costs, and the best accuracy at its points."""
         count = self.objectives
-        low, high = self._low[:count], self._high[:count]
-        points = low + generator.random((_POINTS, count)) * (high - low)
-        within = [o for o in observed if self._meets(o.costs)]
-        least = min((o.accuracy for o in observed), default=0.0)
-        best = np.full(_POINTS, least)
-        if within:
-            known = np.log(np.maximum([o.costs[:count] for o in within], 1e-12))
-            under = (known[:, None, :] <= points).all(-1)
-            values = np.array([o.accuracy for o in within])
-            best = np.maximum(best, np.where(under, values[:, None], least).max(0))
-        logs = np.log(np.maximum(costs[:, :count], 1e-12))
-        under = (logs[:, None, :] <= points).all(-1)
-        gains = np.where(under, np.maximum(accuracies[:, None] - best, 0), 0).mean(1)
-        fits = np.array([self._meets(tuple(row)) for row in costs])
-        return np.asarray(np.where(fits, gains, gains - 1.0))
+        floor = floor_of([o.accuracy for o in observed])
+        volume = Volume(self._low[:count], self._high[:count], floor=floor)
+        within = [o for o in observed if (np.array(o.costs) <= self.limits).all()]
+        logs = _logs([o.costs[:count] for o in within])
+        return volume, volume.best([o.accuracy for o in within], logs)
 
-    def _meets(self, costs: Sequence[float]) -> bool:
-        return all(cost <= limit for cost, limit in zip(costs, self.limits, strict=True))
+    def _gains(self, volume: Volume, held: Floats, accuracies: Floats, costs: Floats) -> Floats:
+        """Return the hypervolume that each candidate is expected to add.
+
+        Of one that does not fit, by how much it exceeds the limits, below zero.
+        """
+        gains = volume.added(accuracies, _logs(costs[:, : self.objectives]), held)
+        excess = (costs / self.limits - 1).max(1)
+        return np.asarray(np.where(excess <= 0, gains, -excess))
+
+    def _outlook(self, volume: Volume, held: Floats, accuracies: Floats, costs: Floats) -> None:
+        """Note the share of the hypervolume that all candidates together are expected to add."""
+        fits = (costs <= self.limits).all(1)
+        accuracies, logs = accuracies[fits], _logs(costs[fits, : self.objectives])
+        rise = np.maximum(volume.best(accuracies.tolist(), logs) - held, 0).mean()
+        self.outlook = float(rise / max(float((held - volume.floor).mean()), 1e-12))
 
 
-def _positive(effects: Mapping[str, Sequence[float]]) -> list[float]:
-    return [v for values in effects.values() for v in values if 0 < v < math.inf]
+def _logs(costs: Floats | Sequence[Sequence[float]]) -> Floats:
+    return np.log(np.maximum(np.asarray(costs, dtype=np.float64), 1e-12))
 
 
 def _front(observed: Sequence[Observed]) -> list[Observed]:
     """Return the non-dominated observations."""
-    return [
-        o
-        for o in observed
-        if not any(
-            p.accuracy >= o.accuracy
-            and all(a <= b for a, b in zip(p.costs, o.costs, strict=True))
-            and (p.accuracy, p.costs) != (o.accuracy, o.costs)
-            for p in observed
-        )
-    ]
+    figures = np.array([(-o.accuracy, *o.costs) for o in observed]).reshape(len(observed), -1)
+    found = []
+    for observation, row in zip(observed, figures, strict=True):
+        no_worse = figures[(figures <= row).all(1)]
+        if (no_worse == row).all():
+            found.append(observation)
+    return found

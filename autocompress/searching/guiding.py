@@ -1,11 +1,11 @@
-"""Guiding: what the guided sampler needs, made for a search that uses it."""
+"""Guiding: what the guided sampler needs, made for a search when it first asks."""
 
 import math
-from collections.abc import Callable
 
 from autocompress.errors import AutocompressError, RunError
+from autocompress.searching.driver import Progress, ProgressCallback
 from autocompress.searching.evaluate import Evaluator
-from autocompress.searching.guide import Guide, Observed, groups_of, profile
+from autocompress.searching.guide import Guide, Observed, companions_of, groups_of, profile
 from autocompress.searching.oracle import Oracle
 from autocompress.searching.samplers import GuidedSampler
 from autocompress.searching.study import Study
@@ -17,27 +17,16 @@ from autocompress.transforms.effect import Effects
 __all__ = ["set_guide"]
 
 
-def set_guide(study: Study, evaluator: Evaluator, progress: Callable[[int, int], None]) -> str:
-    """Give a study's sampler its guide, if it is the guided one; return why it has none, or "".
+def set_guide(study: Study, evaluator: Evaluator, progress: ProgressCallback) -> None:
+    """Give a study's sampler the means to make its guide, if it is the guided one.
 
     The profile is kept in ``profile/`` of the run directory, an answer a line, so that one that was
-    interrupted goes on. ``progress`` is told how many of how many effects are known.
+    interrupted goes on. Without a profile, or costs that are predicted, there is no guide and
+    another sampler proposes; progress says why, and the sampler's ``reason``.
     """
-    if not isinstance(study.sampler, GuidedSampler):
-        return ""
-    space = study.parameters.space
-    oracle = Oracle(
-        Effects(evaluator.compressor), evaluator.directory / "profile" / "effects.jsonl"
-    )
-    try:
-        effects = profile(space, oracle, progress)
-    except RunError:  # nothing can be written
-        raise
-    except AutocompressError as error:
-        return f"the profile cannot be made ({error})"
-    if not any(0 < value < math.inf for values in effects.values() for value in values):
-        return "no value of the space moves the outputs on the calibration inputs"
-    latency = "latency_ms" if evaluator.device is None else "device_latency_ms"
+    sampler = study.sampler
+    if not isinstance(sampler, GuidedSampler):
+        return
     limits = {
         field: float(getattr(study.budget, name))
         for name, field in LIMITS.items()
@@ -47,17 +36,12 @@ def set_guide(study: Study, evaluator: Evaluator, progress: Callable[[int, int],
         limits["latency_figure_ms"] = limits.pop("latency_limit_ms")
     improved = [OBJECTIVES[name].field for name in study.objectives[1:]]
     fields = list(dict.fromkeys([*improved, *limits]))
-    figures = [latency if field == "latency_figure_ms" else field for field in fields]
-    tables = cost_tables(space, evaluator.estimator, figures)
-    missing = [figure for figure in figures if figure not in tables]
-    if missing:
-        return f"nothing predicts {' and '.join(missing)}"
-    guide = Guide(
-        space, oracle, effects, groups_of(evaluator.network, space),
-        [tables[figure] for figure in figures],
-        lambda plan: tuple(evaluator.estimate(plan).expected(field) for field in fields),
-        objectives=len(improved), limits=[limits.get(field, math.inf) for field in fields],
-    )  # fmt: skip
+
+    def make() -> Guide | str:
+        found = _guide(study, evaluator, progress, fields, limits)
+        if isinstance(found, str):
+            progress(Progress(0, 1, note=f"not guided, tpe proposes: {found}"))
+        return found
 
     def observed() -> list[Observed]:
         return [
@@ -66,5 +50,42 @@ def set_guide(study: Study, evaluator: Evaluator, progress: Callable[[int, int],
             if score.outcome == "ok"
         ]
 
-    study.sampler.attach(guide, study.parameters, observed)
-    return ""
+    sampler.attach(make, study.parameters, observed, lambda: [s.plan for s in study.scores])
+
+
+def _guide(
+    study: Study,
+    evaluator: Evaluator,
+    progress: ProgressCallback,
+    fields: list[str],
+    limits: dict[str, float],
+) -> Guide | str:
+    """Return a study's guide, or why there is none."""
+    space, network = study.parameters.space, evaluator.network
+    path = evaluator.directory / "profile" / "effects.jsonl"
+    oracle = Oracle(Effects(evaluator.compressor), path)
+
+    def told(done: int, every: int) -> None:
+        progress(Progress(done, every, what="effects profiled"))
+
+    try:
+        known = profile(space, oracle, companions_of(network, space), told)
+    except RunError:  # nothing can be written
+        raise
+    except AutocompressError as error:
+        return f"the profile cannot be made ({error})"
+    if not any(0 < v < math.inf for values in known.effects.values() for v in values):
+        return "no value of the space moves the outputs on the calibration inputs"
+    latency = "latency_ms" if evaluator.device is None else "device_latency_ms"
+    figures = [latency if field == "latency_figure_ms" else field for field in fields]
+    tables = cost_tables(space, evaluator.estimator, figures)
+    missing = [figure for figure in figures if figure not in tables]
+    if missing:
+        return f"nothing predicts {' and '.join(missing)}"
+    return Guide(
+        space, oracle, known, groups_of(network, space), [tables[figure] for figure in figures],
+        lambda plan: tuple(evaluator.estimate(plan).expected(field) for field in fields),
+        objectives=len(study.objectives) - 1,
+        limits=[limits.get(field, math.inf) for field in fields],
+        slack=[1.5 if figure == "activation_bytes" else 1.02 for figure in figures],
+    )  # fmt: skip

@@ -6,13 +6,14 @@ those of its kind and stage, and fitted to plans whose whole effect is known, ab
 about the same cost.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.searching.allocation import Allocation, Table
+from autocompress.searching.allocation import Table
 
 __all__ = ["LossModel", "Weighing"]
 
@@ -41,13 +42,22 @@ class Weighing:
 class LossModel:
     """``effects``: by knob the effect of each of its values alone; ``groups``: kind and stage.
 
-    Effects are made to fall from value to value: the rest is noise of the data they come from.
+    ``base``: the effect of the plan that all effects are measured from, which comes on top of any.
+    Effects are made to fall from value to value: the rest is noise of the data they come from. An
+    infinite one, of outputs that are no numbers, counts as ten times the greatest other.
     """
 
-    def __init__(self, effects: Mapping[str, Sequence[float]], groups: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        effects: Mapping[str, Sequence[float]],
+        groups: Mapping[str, str],
+        base: float = 0.0,
+    ) -> None:
+        self.base = base
         self.knobs = tuple(effects)
+        most = max((v for values in effects.values() for v in values if v < math.inf), default=0.0)
         self.effects = {
-            knob: np.maximum.accumulate(np.array(values, dtype=np.float64)[::-1])[::-1]
+            knob: np.maximum.accumulate(np.minimum(values, 10 * most)[::-1])[::-1]
             for knob, values in effects.items()
         }
         names = np.array([groups[knob] for knob in self.knobs])
@@ -55,9 +65,10 @@ class LossModel:
         count = len(self.knobs)
         self._prior = _ALL**2 + _GROUP**2 * same + _OWN**2 * np.eye(count)
 
-    def row(self, chosen: Allocation) -> Floats:
-        """Return the effects of a choice's values, [knobs]."""
-        return np.array([self.effects[knob][chosen[knob]] for knob in self.knobs])
+    def rows(self, places: NDArray[np.intp]) -> Floats:
+        """Return the effects of the values of choices, [choices, knobs], both in knobs' order."""
+        columns = [self.effects[knob][places[:, k]] for k, knob in enumerate(self.knobs)]
+        return np.stack(columns, axis=1)
 
     def fit(self, rows: Floats, losses: Floats, weights: Floats) -> Weighing:
         """Return the coefficients after plans whose loss is known.
@@ -69,13 +80,13 @@ class LossModel:
         if len(losses) > _MOST:
             best = np.argsort(-weights)[:_MOST]
             rows, losses, weights = rows[best], losses[best], weights[best]
-        system = rows / losses[:, None]
+        system, wanted = rows / losses[:, None], np.maximum(1 - self.base / losses, 0)
         cross = system @ self._prior
         whole = cross @ system.T
         whole[np.diag_indices(len(losses))] += _NOISE**2 / np.maximum(weights, 1e-6)
         lower = np.linalg.cholesky(whole)
         half = np.linalg.solve(lower, cross)
-        rest = np.linalg.solve(lower, 1 - system.sum(1))
+        rest = np.linalg.solve(lower, wanted - system.sum(1))
         means = 1 + half.T @ rest
         after = self._prior - half.T @ half
         values, vectors = np.linalg.eigh(after)
@@ -83,7 +94,7 @@ class LossModel:
         return Weighing(np.maximum(means, _LEAST), root)
 
     def tables(self, coefficients: Floats) -> list[Table]:
-        """Return the loss as a sum of tables."""
+        """Return the loss above the base as a sum of tables."""
         return [
             Table((knob,), weight * self.effects[knob])
             for knob, weight in zip(self.knobs, coefficients, strict=True)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from autocompress.errors import RunError
+from autocompress.errors import PlanError, RunError
 from autocompress.spec.plan import Plan
 
 __all__ = ["Oracle"]
@@ -23,7 +23,10 @@ class Oracle:
         self.known: dict[Plan, float] = {}
         self.seconds = 0.0
         if path is not None and path.exists():
-            self._read(path)
+            try:
+                self._read(path)
+            except OSError as error:
+                raise RunError(f"The profile must be readable: {path} is not ({error}).") from error
 
     def _read(self, path: Path) -> None:
         lines = path.read_bytes().splitlines(keepends=True)
@@ -37,7 +40,7 @@ class Oracle:
                 plan, loss, seconds = json.loads(line)
                 self.known[Plan(plan)] = float(loss)
                 self.seconds += float(seconds)
-            except (ValueError, TypeError, AttributeError, KeyError) as error:
+            except (PlanError, ValueError, TypeError, AttributeError) as error:
                 raise RunError(
                     f"{path}, line {number}: not a line that autocompress wrote ({error}). "
                     "Delete the file: the profile is then made again."

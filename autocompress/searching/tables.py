@@ -62,8 +62,9 @@ class _Builder:
         return self.estimator.parts([self._plan(chosen) for chosen in choices])
 
     def _formats(self, name: str) -> bool:
-        """Tell whether a knob can change more than a layer's bytes: all but narrow weights do."""
-        return split_name(name)[1] != "w_bits" or self.space.knobs[name][-1] > 8
+        """Tell whether a knob can change more than a layer's bytes: narrow weights on a device."""
+        wide = split_name(name)[1] != "w_bits" or self.space.knobs[name][-1] > 8
+        return wide or self.estimator.device is not None
 
     def _scopes(
         self,

@@ -35,7 +35,7 @@ class Config:
 
     task: Mapping[str, Any] | None = None
     space: str | SpaceTemplate = "ptq"
-    sampler: str = "tpe"
+    sampler: str = "guided"
     trials: int = 100
     seed: int = 0
     objectives: tuple[str, ...] = ("accuracy", "size")

@@ -1,13 +1,14 @@
-"""Non-domination: which scores no other score beats in everything."""
+"""Non-domination: which scores no other beats in everything, and the volume that they hold."""
 
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autocompress.spec.budget import Budget
 from autocompress.spec.score import OBJECTIVES, Score
 
-__all__ = ["closest_miss", "non_dominated"]
+__all__ = ["Volume", "closest_miss", "floor_of", "non_dominated"]
 
 
 def non_dominated(scores: Sequence[Score], objectives: tuple[str, ...]) -> list[Score]:
@@ -36,3 +37,60 @@ def closest_miss(scores: Sequence[Score], budget: Budget) -> Score | None:
     return min(
         measured, key=lambda s: max(s.constraints(budget).values(), default=0.0), default=None
     )
+
+
+def floor_of(accuracies: Sequence[float]) -> float:
+    """Return a floor for :class:`Volume` a little below all accuracies, so that all hold some."""
+    least, most = min(accuracies, default=0.0), max(accuracies, default=1.0)
+    return least - (0.05 * (most - least) or 1e-3 * max(abs(least), 1e-9))
+
+
+class Volume:
+    """Hypervolume of accuracy × log costs, at points spread evenly over a box.
+
+    ``low`` and ``high``: ends of the box in log costs, [costs]. What a point holds is the best
+    accuracy of a file that costs no more than it in any respect, above ``floor``.
+    """
+
+    def __init__(
+        self,
+        low: Sequence[float] | NDArray[np.float64],
+        high: Sequence[float] | NDArray[np.float64],
+        *,
+        floor: float = 0.0,
+        count: int = 512,
+    ) -> None:
+        ends = np.array([low, high], dtype=np.float64)
+        # multiples of the generalised golden ratio (Roberts 2018): even in any dimension
+        ratio = 2.0
+        for _ in range(50):
+            ratio = (1 + ratio) ** (1 / (ends.shape[1] + 1))
+        steps = ratio ** -np.arange(1, ends.shape[1] + 1)
+        parts = (0.5 + np.arange(1, count + 1)[:, None] * steps) % 1
+        self.points = ends[0] + parts * (ends[1] - ends[0])
+        self.floor = floor
+
+    def best(self, accuracies: Sequence[float], logs: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the best accuracy at every point, of files with log costs [files, costs]."""
+        found: NDArray[np.float64] = np.full(len(self.points), self.floor)
+        if len(accuracies):
+            under = (logs[:, None, :] <= self.points).all(-1)
+            values = np.asarray(accuracies, dtype=np.float64)
+            found = np.maximum(found, np.where(under, values[:, None], self.floor).max(0))
+        return found
+
+    def of(self, accuracies: Sequence[float], logs: NDArray[np.float64]) -> float:
+        """Return the hypervolume, as a mean over the box."""
+        return float((self.best(accuracies, logs) - self.floor).mean())
+
+    def added(
+        self,
+        accuracies: NDArray[np.float64],
+        logs: NDArray[np.float64],
+        best: NDArray[np.float64],
+    ) -> NDArray[np.float64]:
+        """Return what each of other files would add to ``best``, by itself."""
+        under = (logs[:, None, :] <= self.points).all(-1)
+        rise = np.maximum(accuracies[:, None] - best, 0)
+        gained: NDArray[np.float64] = np.where(under, rise, 0).mean(1)
+        return gained

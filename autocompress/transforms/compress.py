@@ -166,7 +166,7 @@ class Compressor:
     def outputs(self, plan: Plan, known: Mapping[str, Any]) -> tuple[Any, ...]:
         """Return the outputs on the calibration inputs that the compressed network would give.
 
-        ``known``: the uncompressed network's values by node, those that a copy needs not compute.
+        ``known``: the uncompressed network's values by node; what does not change is taken from it.
         """
         _, rebuilt = self._rebuild(plan, known)
         if rebuilt is not None:
@@ -183,6 +183,9 @@ class Compressor:
             return self.network, None
         network, slices = self.network.pruned(kept)
         tensors = rounded_tensors(network, plan, self.abilities)
+        if known is not None and kept:  # nodes with other arguments give other values
+            edits = self.network.groups.edits(kept)
+            known = {name: value for name, value in known.items() if name not in edits}
         rebuilt = rebuild(
             self.teacher, network, plan, tensors, slices, self.options, known=known
         )  # fmt: skip

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from autocompress.errors import InputError, PlanError
 from autocompress.spec.plan import Plan
 from autocompress.transforms.compress import Compressor
 
@@ -39,7 +40,8 @@ class Effects:
     """The divergence from the uncompressed network of any plan, repaired as its file would be.
 
     What lies before a plan's first change is not computed again: the uncompressed network's values
-    are kept, up to ``limit_bytes`` of them. Raises what ``Compressor.compress`` does.
+    are kept, up to ``limit_bytes`` of them. A plan that cannot be carried out has an infinite one.
+    Raises PlanError for a plan that does not fit the network.
     """
 
     def __init__(self, compressor: Compressor, *, limit_bytes: int = _LIMIT_BYTES) -> None:
@@ -49,8 +51,8 @@ class Effects:
 
         def observe(node: fx.Node, value: Any) -> None:
             nonlocal held
-            if isinstance(value, Tensor):
-                held += value.numel() * value.element_size()
+            parts = value if isinstance(value, (tuple, list)) else (value,)
+            held += sum(part.nbytes for part in parts if isinstance(part, Tensor))
             if held <= limit_bytes:
                 self._known[node.name] = value
 
@@ -60,4 +62,9 @@ class Effects:
     @torch.no_grad()
     def __call__(self, plan: Plan) -> float:
         """Return the divergence of a plan's simulated outputs."""
-        return divergence(self.compressor.outputs(plan, self._known), self._wanted)
+        try:
+            return divergence(self.compressor.outputs(plan, self._known), self._wanted)
+        except PlanError:
+            raise
+        except (RuntimeError, InputError):  # activations that are no numbers, a singular matrix
+            return math.inf

@@ -109,7 +109,7 @@ class _Pass:
             changes += [
                 place
                 for place, node in enumerate(self.nodes)
-                if node.op == "call_function" and node.name not in known
+                if node.op in ("placeholder", "call_function") and node.name not in known
             ]
             first, end = min(changes, default=len(self.nodes) - 1), len(self.nodes)
             self.values = dict(known)

@@ -1,14 +1,15 @@
 """How well latencies are predicted: the fitted model, MACs, a roofline, a table of layers.
 
     python experiments/benchmarks/latency_model.py [--runtimes onnxruntime openvino]
-        [--networks resnet20 mobilenetv2 shufflenetv2] [--plans 100] [--seconds 150]
+        [--networks resnet20 mobilenetv2 shufflenetv2] [--plans 100] [--seconds 140]
 
 For each network (random weights, 1×28×28) and runtime: calibrates, then measures random plans that
 the calibration never saw, each knob of each layer (keep 0.25 to 1, w_bits, a_bits), and compares.
 All models may use the calibration's measurements: MACs is a straight line through them; the
 roofline is that of the device file avx2-core times one factor; the table has every layer's
 profiled time in the uncompressed and the uniform 8-bit network, scaled by its multiply-adds and
-by one factor. Results are appended to experiments/results/latency_model.csv.
+by one factor. Results take the place of those of the same runtime and network in
+experiments/results/latency_model.csv.
 """
 
 import argparse
@@ -134,7 +135,7 @@ def run(runtime: str, name: str, plans: int, seconds: float, folder: Path) -> li
     generator = random_plans(space, seed=10_000)
     for _ in range(plans):
         plan = next(generator)
-        made, ms = bench.measure(plan, most=1.0, well=True)
+        made, ms = bench.measure(plan, most=1.0, width=0.001)
         works.append(workload(sketch(network, plan, target.abilities), target.abilities))
         predictions.append(model.predict(made))
         measured.append(ms)
@@ -149,8 +150,13 @@ def run(runtime: str, name: str, plans: int, seconds: float, folder: Path) -> li
     seen = [works_of(network, plan, target) for plan in replay(space, calibration, target)]
     known = np.array([ms for _, ms in calibration.samples])[-len(seen) :]
     device = read_device("avx2-core")
-    macs = lambda work: float(work.macs)  # noqa: E731
-    roof = lambda work: analytic.latency_ms(work, device)  # noqa: E731
+
+    def macs(work) -> float:
+        return float(work.macs)
+
+    def roof(work) -> float:
+        return analytic.latency_ms(work, device)
+
     table = table_of_layers(bench, network, target)
     slope = line(np.array([macs(w) for w in seen]), known)
     others = {
@@ -194,19 +200,22 @@ def main() -> None:
     names = ["resnet20", "mobilenetv2", "shufflenetv2"]
     parser.add_argument("--networks", nargs="+", default=names)
     parser.add_argument("--plans", type=int, default=100)
-    parser.add_argument("--seconds", type=float, default=150.0)
+    parser.add_argument("--seconds", type=float, default=140.0)
     options = parser.parse_args()
     rows = []
     for runtime in options.runtimes:
         for name in options.networks:
             with tempfile.TemporaryDirectory() as folder:
                 rows += run(runtime, name, options.plans, options.seconds, Path(folder))
-    new = not RESULTS.exists()
-    with RESULTS.open("a", newline="") as file:
+    kept = []
+    if RESULTS.exists():
+        new = {(row["runtime"], row["network"]) for row in rows}
+        with RESULTS.open(newline="") as file:
+            kept = [r for r in csv.DictReader(file) if (r["runtime"], r["network"]) not in new]
+    with RESULTS.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
+        writer.writeheader()
+        writer.writerows([*kept, *rows])
 
 
 if __name__ == "__main__":

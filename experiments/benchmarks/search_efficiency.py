@@ -10,13 +10,15 @@ same ordinal parameters. Hypervolume is of accuracy × log cost, from chance and
 cost. For "latency" the cost is what the calibrated model predicts, so that it is the same for all,
 and a plan counts if it is under half of the uncompressed latency.
 Plan → score is kept in runs/search_efficiency/, shared among samplers, and a run that was cut off
-goes on. Each sampler's best hypervolume after every evaluation goes to
-experiments/results/search_efficiency_<objective>.csv; the guided sampler's profile and simulated
-plans are counted at their cost in evaluations.
+goes on. Each sampler's hypervolume after every evaluation takes the place of its last one in
+experiments/results/search_efficiency_<objective>.csv. The guided sampler's profile, and the plans
+that it tries on the calibration inputs, count as evaluations: their seconds over those that a
+search's own evaluation takes (all validation images, latency measured), timed in the same run.
 """
 
 import argparse
 import csv
+import itertools
 import json
 import math
 import tempfile
@@ -26,16 +28,22 @@ from pathlib import Path
 import numpy as np
 import optuna
 
-from autocompress.cost.calibrate import calibrate, calibration_path, load_calibration
+from autocompress.cost.calibrate import (
+    calibrate,
+    calibration_path,
+    load_calibration,
+    random_plans,
+)
 from autocompress.cost.estimate import Estimator
 from autocompress.models.trace import trace
 from autocompress.names import find_space, resolve_space
-from autocompress.searching.guide import Guide, Observed, groups_of, profile
+from autocompress.searching.evaluate import Evaluator
+from autocompress.searching.guide import Guide, Observed, companions_of, groups_of, profile
 from autocompress.searching.oracle import Oracle
 from autocompress.searching.parameters import Parameters
 from autocompress.searching.samplers import make_sampler
 from autocompress.searching.tables import cost_tables
-from autocompress.spec.plan import Plan
+from autocompress.spec.plan import Plan, Recipe
 from autocompress.targets import make_target
 from autocompress.tasks.fashion_mnist import fashion_mnist, load
 from autocompress.transforms.compress import Compressor
@@ -174,10 +182,21 @@ def plain(name, seed, trials, scores, cost, limit, space, network):
     study = optuna.create_study(
         directions=["maximize", "minimize"], sampler=make_sampler(name, seed)
     )
-    for _, plan in space.baselines():
+    baselines = space.baselines()
+    for _, plan in baselines:
+        yield plan, 0.0
         if (values := parameters.of(plan)) is not None:
-            study.enqueue_trial(values)
-    for _ in range(trials):
+            amount = cost(plan)
+            study.add_trial(
+                optuna.trial.create_trial(
+                    params=values,
+                    distributions=dict(parameters.distributions),
+                    values=(scores(plan)[0], math.log(amount)),
+                    system_attrs={"NSGAIISampler:generation": 0},
+                    constraints={"limit": amount / limit - 1 if math.isfinite(limit) else -1.0},
+                )
+            )
+    for _ in range(trials - len(baselines)):
         trial = study.ask()
         plan = parameters.suggest(trial)
         yield plan, 0.0
@@ -186,16 +205,39 @@ def plain(name, seed, trials, scores, cost, limit, space, network):
         study.tell(trial, (scores(plan)[0], math.log(amount)))
 
 
+def evaluation_seconds(scores, space, network) -> float:
+    """Return the median seconds of a search's own evaluation, of eight random plans."""
+    path = RUN / "evaluation_seconds.txt"
+    if not path.exists():
+        with tempfile.TemporaryDirectory() as folder:
+            evaluator = Evaluator(fashion_mnist(), network, scores.target, Path(folder))
+            seconds = []
+            for plan in itertools.islice(random_plans(space, 1), 8):
+                start = time.perf_counter()
+                evaluator(plan, Recipe())
+                seconds.append(time.perf_counter() - start)
+        path.write_text(f"{np.median(seconds)}")
+    return float(path.read_text())
+
+
 def guided(name, seed, trials, scores, cost, limit, space, network):
     """Yield the plans of the guide, and what profile and simulations cost, in evaluations."""
+    each = evaluation_seconds(scores, space, network)
     effects = Effects(scores.compressor)
-    oracle = Oracle(effects, RUN / f"oracle_{seed}.jsonl")
+    oracle = Oracle(
+        effects, RUN / f"oracle_{'size' if scores.model is None else 'ms'}_{seed}.jsonl"
+    )
     figure = "size_bytes" if scores.model is None else "latency_ms"
-    alone = profile(space, oracle)
-    if scores.model is None:
-        estimate = lambda plan: (float(scores.estimator(plan).size_bytes),)  # noqa: E731
-    else:
-        estimate = lambda plan: (cost(plan),)  # noqa: E731
+    alone = profile(space, oracle, companions_of(network, space))
+
+    def estimate(plan):
+        found = scores.estimator(plan)
+        return (float(found.size_bytes if scores.model is None else found.latency.ms),)
+
+    print(
+        f"  profile: {len(oracle.known)} effects, {oracle.seconds:.0f} s, "
+        f"{oracle.seconds / each:.1f} evaluations of {each:.2f} s"
+    )
     start = time.perf_counter()
     tables = cost_tables(space, scores.estimator, [figure])
     guide = Guide(
@@ -211,10 +253,10 @@ def guided(name, seed, trials, scores, cost, limit, space, network):
         plan = waiting.pop(0) if waiting else guide.propose(observed, generator)
         thinking += time.perf_counter() - start - (oracle.seconds - before)
         accuracy, _, _ = scores(plan)
-        each = float(np.median([seconds for _, _, seconds in scores.known.values()]))
         yield plan, oracle.seconds / each
         observed.append(Observed(plan, accuracy, (cost(plan),)))
-    print(f"  thinking {thinking / trials * 1e3:.0f} ms a trial; {len(oracle.known)} simulated")
+    tried = len(oracle.known)
+    print(f"  thinking {thinking / trials * 1e3:.0f} ms a trial, tables included; {tried} effects")
 
 
 if __name__ == "__main__":

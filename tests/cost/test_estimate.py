@@ -26,7 +26,7 @@ from autocompress.targets import TARGETS
 from autocompress.transforms.compress import Compressor
 from autocompress.transforms.options import Options
 from autocompress.transforms.sketch import sketch
-from tests.targets.support import Residual, builder, network
+from tests.targets.support import Attention, Residual, Shuffled, builder, network
 from tests.transforms.nets import Residual as Trained
 from tests.transforms.nets import calibration, trained
 
@@ -233,3 +233,82 @@ def test_how_long_a_bias_is_decides_where_trials_differed() -> None:
         wanted = sketch(of, plan, ORT, long={} if stored else {"conv1.bias": 1})
         assert wanted.weights.get("conv1.bias") == stored
         assert estimator(plan).size_bytes == len(builder("null", of).content(wanted))
+
+
+def summed(parts: dict[str, dict[str, float]], figure: str) -> float:
+    return math.fsum(figures.get(figure, 0.0) for figures in parts.values())
+
+
+@pytest.mark.parametrize("kind", [(Residual, 3, 8, 8), (Shuffled, 2, 8, 8), (Attention, 5, 6)])
+def test_parts_are_what_each_value_adds(kind: tuple[type[nn.Module], int, int, int]) -> None:
+    of = network(*kind)
+    estimator = Estimator(of, ORT, builder("null", of))
+    drawn = [Plan(), *plans(4, of)]
+    found = estimator.parts(drawn)
+    assert len(found) == len(drawn)
+    for plan, parts in zip(drawn, found, strict=True):
+        work = workload(sketch(of, plan, ORT), ORT)
+        assert summed(parts, "macs") == estimator(plan).macs
+        for op in work.ops:
+            own = parts[op.output]
+            assert own.get("macs", 0) == op.macs
+            stored = op.kind != "view"
+            assert own.get("activation_bytes", 0) == work.values[op.output].nbytes * stored
+        assert {figure for own in parts.values() for figure in own} == {
+            "macs", "activation_bytes", "weights", "biases",
+        }  # fmt: skip
+
+
+def test_parts_count_the_numbers_of_every_layer() -> None:
+    estimator = Estimator(net(), ORT, builder("null", net()))
+    for plan in [Plan(), *plans(4)]:
+        (parts,) = estimator.parts([plan])
+        drawn = sketch(net(), plan, ORT)
+        for layer in drawn.network.layers:
+            own = parts[layer.node]
+            assert own["weights"] == drawn.network.params[layer.weight].numel()
+            assert own["biases"] == drawn.network.params[layer.bias].numel()
+
+
+def test_numbers_that_layers_share_are_counted_once() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(torch.relu(self.fc(x)))
+
+    of = trace(Twice().eval(), (torch.randn(1, 8),))
+    (parts,) = Estimator(of, ORT, builder("null", of)).parts([Plan()])
+    assert (summed(parts, "weights"), summed(parts, "biases")) == (64, 8)
+    assert summed(parts, "macs") == 128
+
+
+def test_parts_of_the_latency_sum_up_to_the_prediction() -> None:
+    estimator = Estimator(net(), ORT, builder("null", net()), model=model())
+    drawn = [plans(12)[0], *plans(12)[5:8], plans(12)[0]]  # one of them twice
+    found = estimator.parts(drawn)
+    assert found[0] == found[-1]
+    for plan, parts in zip(drawn, found, strict=True):
+        assert summed(parts, "latency_ms") == pytest.approx(estimator(plan).latency.ms)
+        assert sum("latency_ms" in own for own in parts.values()) > 5
+    assert estimator.parts([]) == []
+
+
+def test_parts_of_a_devices_figures_sum_up_to_them() -> None:
+    estimator = Estimator(net(), ORT, builder("null", net()), device=CHIP)
+    for plan in plans(3):
+        (parts,), whole = estimator.parts([plan]), estimator(plan)
+        assert summed(parts, "device_latency_ms") == pytest.approx(whole.device_latency_ms)
+        assert summed(parts, "energy_mj") == pytest.approx(whole.energy_mj)
+
+
+def test_parts_of_what_nobody_knows_are_no_numbers() -> None:
+    odd = trace(Odd().eval(), (torch.randn(1, 4),))
+    estimator = Estimator(odd, ORT, builder("null", odd), device=CHIP, model=model())
+    (parts,) = estimator.parts([Plan()])
+    assert math.isnan(summed(parts, "latency_ms"))
+    figures = {figure for own in parts.values() for figure in own}
+    assert not figures & {"device_latency_ms", "energy_mj"}
+    assert summed(parts, "macs") == 16

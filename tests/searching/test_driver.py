@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 from autocompress.cost.latency import Prediction
 from autocompress.errors import TaskError
 from autocompress.searching import driver
-from autocompress.searching.driver import best_so_far, drive, finish
+from autocompress.searching.driver import best_so_far, drive, finish, to_gain
 from autocompress.searching.parameters import Parameters
 from autocompress.searching.study import Study, read_study
 from autocompress.spec.budget import Budget
@@ -433,3 +433,64 @@ def test_nothing_over_budget_is_on_the_front_or_tested(tmp_path):
     best = [score for score in of_outcome(study, "ok") if score.meets(LIMIT)]
     smallest = min(best, key=lambda score: score.size_bytes)
     assert best_so_far(study).startswith(f"{1280 / smallest.size_bytes:.1f}× smaller")
+
+
+class Outlook(RandomSampler):
+    """Expects what it is told to."""
+
+    outlook = 0.0
+
+
+def outlook_study(path, outlook):
+    sampler = Outlook(seed=0)
+    sampler.outlook = outlook
+    return Study(
+        path, Parameters(SPACE), sampler=lambda _: sampler, objectives=("accuracy", "size"),
+        budget=Budget(),
+    )  # fmt: skip
+
+
+def test_what_is_still_to_gain_is_what_the_last_proposals_brought(tmp_path):
+    study = study_at(tmp_path / "study.log")
+    drive(study, FakeEvaluator(), 20, lambda _: None)
+    assert math.isnan(to_gain(study))  # few proposals so far
+    assert "still to gain" not in best_so_far(study)
+    drive(study, FakeEvaluator(), 60, lambda _: None)
+    early = to_gain(study)
+    assert 0 <= early < 1
+    assert f"about {early:.1%} still to gain" in best_so_far(study)
+    drive(study, FakeEvaluator(), 200, lambda _: None)
+    assert to_gain(study) <= early
+
+
+def test_what_the_sampler_expects_counts_if_it_is_more(tmp_path):
+    study = outlook_study(tmp_path / "study.log", 0.7)
+    drive(study, FakeEvaluator(), 60, lambda _: None)
+    assert to_gain(study) == 0.7
+    study.sampler.outlook = 0.0
+    assert to_gain(study) < 0.7
+    study.sampler.outlook = math.nan  # it has not looked yet
+    assert math.isnan(to_gain(study))
+
+
+def test_a_search_may_end_when_nothing_is_left_to_gain(tmp_path):
+    study = outlook_study(tmp_path / "a.log", 0.0)
+    note = drive(study, FakeEvaluator(), 400, lambda _: None, until_converged=True)
+    assert note == f"the search has converged after {study.completed} trials"
+    assert study.completed < 400
+    hopeful = outlook_study(tmp_path / "b.log", 0.5)
+    assert drive(hopeful, FakeEvaluator(), 60, lambda _: None, until_converged=True) == ""
+    assert hopeful.completed == 60
+
+
+def test_seeds_are_evaluated_after_the_first_baselines(tmp_path):
+    study = study_at(tmp_path / "study.log")
+    seeds = [SPACE.plan({"l0/keep": 0.5} | {f"l{i}/w_bits": b for i in range(4)}) for b in (3, 6)]
+    study.set_note("seeds", [plan.to_json() for plan in seeds])
+    evaluator = FakeEvaluator()
+    drive(study, evaluator, 12, lambda _: None)
+    assert evaluator.calls[3:5] == seeds
+    assert [score.baseline for score in study.scores[3:5]] == ["", ""]
+    again = FakeEvaluator()
+    drive(study_at(tmp_path / "study.log"), again, 14, lambda _: None)
+    assert not set(seeds) & set(again.calls)

@@ -1,13 +1,15 @@
+import itertools
 import json
 import math
 import random
 from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 
 from autocompress.errors import InputError
 from autocompress.spec.budget import LIMITS, Budget
-from autocompress.spec.pareto import closest_miss, non_dominated
+from autocompress.spec.pareto import Volume, closest_miss, non_dominated
 from autocompress.spec.plan import Plan, Recipe
 from autocompress.spec.score import OBJECTIVES, Score, check_objectives
 
@@ -167,3 +169,42 @@ def test_objectives_are_checked(names):
     every = tuple(OBJECTIVES)
     assert every == ("accuracy", "size", "latency", "energy", "memory")
     assert check_objectives(list(every)) == every
+
+
+def exact_volume(points, low, high, floor):
+    """The area above ``floor`` under the steps of two-dimensional points, as a mean."""
+    area, best = 0.0, floor
+    for (cost, accuracy), (after, _) in itertools.pairwise([*sorted(points), (high, None)]):
+        best = max(best, accuracy)
+        area += (best - floor) * (min(after, high) - max(cost, low))
+    return area / (high - low)
+
+
+def test_volume_is_that_of_the_steps():
+    draw = random.Random(3)
+    for _ in range(5):
+        points = [(draw.uniform(0, 3), draw.uniform(0.2, 1)) for _ in range(12)]
+        costs, accuracies = np.array([[c] for c, _ in points]), [a for _, a in points]
+        volume = Volume([0.0], [3.0], floor=0.1, count=4096)
+        exact = exact_volume(points, 0.0, 3.0, 0.1)
+        assert volume.of(accuracies, costs) == pytest.approx(exact, rel=2e-3)
+
+
+def test_volume_of_two_costs_counts_boxes():
+    volume = Volume([0.0, 0.0], [1.0, 2.0], count=4096)
+    found = volume.of([1.0, 0.5], np.array([[0.5, 1.0], [0.0, 0.0]]))
+    assert found == pytest.approx(0.25 * 1.0 + 0.75 * 0.5, rel=5e-3)
+    assert volume.of([], np.empty((0, 2))) == 0
+
+
+def test_what_is_added_is_the_difference_of_volumes():
+    draw = np.random.default_rng(0)
+    volume = Volume([0.0, 0.0], [1.0, 1.0], floor=0.2)
+    accuracies, logs = draw.random(6), draw.random((6, 2))
+    best = volume.best(accuracies, logs)
+    others, places = draw.random(5), draw.random((5, 2))
+    for gain, accuracy, place in zip(
+        volume.added(others, places, best), others, places, strict=True
+    ):
+        more = volume.of([*accuracies, accuracy], np.vstack([logs, place]))
+        assert gain == pytest.approx(more - volume.of(accuracies, logs))

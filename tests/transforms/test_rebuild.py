@@ -74,3 +74,26 @@ def test_held_bytes_are_counted() -> None:
     teacher = Teacher(trained(Residual), calibration())
     at_least = sum(t.outputs.numel() * 4 for t in teacher.targets.values())
     assert teacher.nbytes > at_least
+
+
+def test_outputs_are_those_of_the_rebuilt_network_if_asked_for() -> None:
+    network = trained(Residual)
+    teacher, plan = Teacher(network, calibration()), Plan({"conv1/w_bits": 3, "fc/w_bits": 2})
+    assert run(plan, teacher).outputs == ()
+    values: dict[str, object] = {}
+
+    def observe(node: torch.fx.Node, value: object) -> None:
+        values[node.name] = value
+
+    network.run(*teacher.inputs, observe=observe)
+    kept = dict(values)
+    for known in ({}, dict(list(values.items())[:5]), values):
+        rebuilt = rebuild(teacher, network, plan, {}, {}, Options(), known=known)
+        wanted = network.replace(params=rebuilt.params).run(*teacher.inputs)
+        assert len(rebuilt.outputs) == 1
+        torch.testing.assert_close(rebuilt.outputs[0], wanted, rtol=1e-3, atol=1e-3)
+        plain = run(plan, teacher).params
+        assert set(rebuilt.params) == set(plain)
+        for name, value in plain.items():
+            torch.testing.assert_close(rebuilt.params[name], value, rtol=1e-3, atol=1e-3)
+    assert values == kept  # nothing was taken out or put in

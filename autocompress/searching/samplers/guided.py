@@ -4,7 +4,8 @@ Its parameters are those of every other sampler and it learns from all that a st
 whoever proposed it, so that studies mix and resume across samplers.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,36 +16,70 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autocompress.searching.guide import Guide, Observed
 from autocompress.searching.parameters import Parameters
+from autocompress.spec.plan import Plan
 
 __all__ = ["GuidedSampler"]
 
 
 class GuidedSampler(BaseSampler):
-    """Proposes what a guide does; without one, what another sampler does.
+    """Proposes what a guide does; without one, what another sampler does, the ``fallback``.
 
-    ``fallback`` also stands in where a study's space is another. ``attach`` gives it the guide,
-    once the profile is made.
+    ``attach`` tells it how to make the guide, which it does when it is first asked for a plan.
+    ``reason``: why there is none, "" if there is one or none was asked for yet.
     """
 
     def __init__(self, fallback: BaseSampler, seed: int = 0) -> None:
+        self.reason = ""
         self._fallback = fallback
         self._generator = np.random.default_rng(seed)
+        self._make: Callable[[], Guide | str] | None = None
         self._guide: Guide | None = None
         self._parameters: Parameters | None = None
         self._observed: Callable[[], Sequence[Observed]] = tuple
+        self._tried: Callable[[], Collection[Plan]] = tuple
 
     def attach(
-        self, guide: Guide, parameters: Parameters, observed: Callable[[], Sequence[Observed]]
+        self,
+        make: Callable[[], Guide | str],
+        parameters: Parameters,
+        observed: Callable[[], Sequence[Observed]],
+        tried: Callable[[], Collection[Plan]],
     ) -> None:
-        """Follow a guide; ``observed`` returns what has been measured so far, by whomever."""
-        self._guide, self._parameters, self._observed = guide, parameters, observed
+        """Follow the guide that ``make`` returns, in place of which it may say why there is none.
+
+        ``observed`` returns what has been measured so far, by whomever; ``tried`` all plans that
+        have been, those that failed too.
+        """
+        self._make, self._parameters = make, parameters
+        self._observed, self._tried = observed, tried
+
+    @property
+    def outlook(self) -> float:
+        """The share of the hypervolume that is still to be gained, by the guide.
+
+        NaN before its first proposal, 0 where there is no guide.
+        """
+        if self._guide is None:
+            return 0.0 if self._make is None else math.nan
+        return self._guide.outlook
+
+    def _ready(self) -> bool:
+        """Make the guide where that has not been tried yet; return whether there is one."""
+        if self._make is not None:
+            made, self._make = self._make(), None
+            if isinstance(made, str):
+                self.reason = f"not guided, tpe proposed: {made}"
+            else:
+                self._guide = made
+        return self._guide is not None
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """Return all parameters of the space."""
-        if self._parameters is None:
+        """Return all parameters of the space, or what the fallback has."""
+        if not self._ready():
             return self._fallback.infer_relative_search_space(study, trial)
+        assert self._parameters is not None
         return dict(self._parameters.distributions)
 
     def sample_relative(
@@ -53,7 +88,7 @@ class GuidedSampler(BaseSampler):
         """Return the parameters of the guide's plan."""
         if self._guide is None or self._parameters is None:
             return self._fallback.sample_relative(study, trial, search_space)
-        plan = self._guide.propose(self._observed(), self._generator)
+        plan = self._guide.propose(self._observed(), self._generator, self._tried())
         return dict(self._parameters.of(plan) or {})
 
     def sample_independent(

@@ -1,0 +1,158 @@
+import math
+
+import numpy as np
+import pytest
+
+from autocompress.searching import losses as module
+from autocompress.searching.allocation import total
+from autocompress.searching.losses import LossModel, Weighing
+
+KNOBS = ("a", "b", "c", "d", "e", "f")
+
+
+def model_of(groups="xxyyzz", seed=0):
+    generator = np.random.default_rng(seed)
+    effects = {knob: np.sort(generator.random(4))[::-1].tolist() for knob in KNOBS}
+    return LossModel(effects, dict(zip(KNOBS, groups, strict=True)))
+
+
+def plans(model, count, seed=1):
+    """Random choices' effects, [plans, knobs]."""
+    generator = np.random.default_rng(seed)
+    choices = generator.integers(4, size=(count, len(KNOBS)))
+    return model.rows(choices)
+
+
+def fitted(model, rows, losses, weights=None):
+    weights = np.ones(len(losses)) if weights is None else np.array(weights, dtype=float)
+    return model.fit(np.array(rows, dtype=float), np.array(losses, dtype=float), weights)
+
+
+def test_effects_are_made_to_fall_from_value_to_value():
+    model = LossModel({"a": [3, 5, 1, 2, 0], "b": [4, 2, 1]}, {"a": "x", "b": "x"})
+    assert model.effects["a"].tolist() == [5, 5, 2, 2, 0]
+    assert model.effects["b"].tolist() == [4, 2, 1]
+
+
+def test_a_row_has_the_effect_of_each_knobs_value():
+    model = LossModel({"a": [3, 1, 0], "b": [4, 2]}, {"a": "x", "b": "y"})
+    assert model.rows(np.array([[1, 0], [2, 1]])).tolist() == [[1, 4], [0, 2]]
+
+
+def test_an_infinite_effect_counts_as_a_large_one():
+    model = LossModel({"a": [math.inf, 1, 0], "b": [4, 2]}, {"a": "x", "b": "y"})
+    assert model.effects["a"].tolist() == [40, 1, 0]
+
+
+def test_tables_sum_up_to_the_weighted_row():
+    model = model_of()
+    weights = np.array([0.5, 1, 2, 0.1, 3, 1.5])
+    tables = model.tables(weights)
+    assert [table.knobs for table in tables] == [(knob,) for knob in KNOBS]
+    chosen = dict(zip(KNOBS, (0, 1, 2, 3, 0, 1), strict=True))
+    (row,) = model.rows(np.array([list(chosen.values())]))
+    assert total(tables, chosen) == pytest.approx(row @ weights)
+
+
+def test_coefficients_are_recovered_from_what_they_make():
+    model = model_of()
+    truth = np.array([0.4, 0.7, 1.2, 1.8, 0.9, 2.5])
+    rows = plans(model, 250)
+    sure = fitted(model, rows, rows @ truth, np.full(250, 1000.0))
+    assert sure.means == pytest.approx(truth, rel=1e-2)
+    found = fitted(model, rows, rows @ truth)
+    assert found.means == pytest.approx(truth, rel=0.15)
+    few = fitted(model, rows[:5], rows[:5] @ truth)
+    assert np.abs(few.means - truth).max() > np.abs(found.means - truth).max()
+
+
+def test_losses_of_any_size_tell_as_much():
+    """Errors are relative: the same plans, once on a large scale and once on a small one."""
+    model = model_of()
+    truth = np.array([0.4, 0.7, 1.2, 1.8, 0.9, 2.5])
+    rows = plans(model, 60)
+    scale = 10 ** np.random.default_rng(2).uniform(-3, 3, 60)
+    scaled = fitted(model, rows * scale[:, None], (rows @ truth) * scale)
+    assert scaled.means == pytest.approx(fitted(model, rows, rows @ truth).means)
+
+
+def test_what_is_believed_is_bayes_rule():
+    """The same as adding up precisions, which is slower where there are many knobs."""
+    model = model_of()
+    truth = np.array([0.6, 0.7, 1.2, 1.8, 0.9, 1.5])
+    rows = plans(model, 9)
+    losses = rows @ truth * np.random.default_rng(4).uniform(0.9, 1.1, 9)
+    weights = np.random.default_rng(5).uniform(0.1, 3, 9)
+    groups = "xxyyzz"
+    prior = np.array(
+        [[1 + 0.36 * (p == q) + 0.16 * (i == j) for j, q in enumerate(groups)]
+         for i, p in enumerate(groups)]
+    )  # fmt: skip
+    system = rows / losses[:, None]
+    precision = np.linalg.inv(prior) + system.T @ np.diag(weights / 0.25**2) @ system
+    pull = np.linalg.inv(prior) @ np.ones(6) + system.T @ (weights / 0.25**2)
+    found = fitted(model, rows, losses, weights)
+    wanted = np.linalg.solve(precision, pull)
+    assert wanted.min() > 0.05
+    assert found.means == pytest.approx(wanted)
+    assert found.root @ found.root.T == pytest.approx(np.linalg.inv(precision), abs=1e-9)
+
+
+def test_a_group_shares_what_is_learnt_of_one_of_its_knobs():
+    model = model_of()
+    only_a = [[value, 0, 0, 0, 0, 0] for value in (0.2, 0.5, 0.9)]
+    dearer = fitted(model, only_a, [2 * row[0] for row in only_a]).means
+    assert dearer[0] > dearer[1] > dearer[2] == pytest.approx(dearer[4])
+    assert dearer[2] > 1.2  # all have something in common
+    cheaper = fitted(model, only_a, [0.5 * row[0] for row in only_a]).means
+    assert cheaper[0] < cheaper[1] < cheaper[2] < 1
+
+
+def test_what_was_seen_more_is_believed_more():
+    model = model_of()
+    rows = [[0.5, 0, 0, 0, 0, 0]] * 2
+    means = [
+        fitted(model, rows, [0.25, 1.0], weights).means[0]
+        for weights in ([30, 0.01], [1, 1], [0.01, 30])
+    ]
+    assert means[0] == pytest.approx(0.5, abs=0.05)
+    assert means[2] == pytest.approx(2.0, abs=0.15)
+    assert means[0] < means[1] < means[2]
+
+
+def test_at_most_so_many_plans_are_looked_at_those_of_most_weight():
+    model = model_of()
+    count = module._MOST
+    rows = plans(model, count + 44)
+    losses = rows @ np.array([0.4, 0.7, 1.2, 1.8, 0.9, 2.5])
+    order = np.random.default_rng(6).permutation(len(rows))
+    weights = np.ones(len(rows))
+    light = order[:44]
+    weights[light] = 0.9
+    losses[light] /= 10  # nonsense
+    heavy = np.sort(order[44:])
+    found = fitted(model, rows, losses, weights)
+    wanted = fitted(model, rows[heavy], losses[heavy], weights[heavy])
+    assert found.means == pytest.approx(wanted.means)
+    assert found.root @ found.root.T == pytest.approx(wanted.root @ wanted.root.T)
+    weights[light] = 1.1
+    assert fitted(model, rows, losses, weights).means != pytest.approx(wanted.means, rel=0.05)
+
+
+def test_draws_scatter_as_told():
+    generator = np.random.default_rng(0)
+    root = generator.standard_normal((3, 3)) * 0.3
+    weighing = Weighing(np.array([5.0, 6.0, 7.0]), root)
+    drawn = np.array([weighing.draw(generator) for _ in range(20_000)])
+    assert drawn.mean(0) == pytest.approx(weighing.means, abs=0.02)
+    assert np.cov(drawn.T) == pytest.approx(root @ root.T, abs=0.02)
+
+
+def test_nothing_is_for_free():
+    model = model_of()
+    rows = [[1.0, 0.01, 0, 0, 0, 0], [0.01, 1.0, 0, 0, 0, 0]]
+    found = fitted(model, rows * 8, [1e-4, 2.0] * 8, [5.0] * 16)
+    assert found.means.min() == 0.05
+    drawn = Weighing(np.full(3, 0.1), np.eye(3))
+    generator = np.random.default_rng(1)
+    assert min(drawn.draw(generator).min() for _ in range(50)) == 0.05
