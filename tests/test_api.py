@@ -726,10 +726,10 @@ def test_guided_says_why_it_cannot_guide(tmp_path: Path) -> None:
 
 
 def test_a_new_budget_starts_from_an_old_run(tmp_path: Path) -> None:
-    old = run_search(tmp_path / "old", make_task(Small()), sampler="guided", trials=14)
+    old = run_search(tmp_path / "old", small_task(), sampler="guided", trials=14)
     limit = int(np.median([score.size_bytes for score in old.scores]))
     calls: list[int] = []
-    task = make_task(Small())
+    task = small_task()
 
     def evaluate(predict) -> object:
         calls.append(1)
@@ -751,14 +751,14 @@ def test_a_new_budget_starts_from_an_old_run(tmp_path: Path) -> None:
     assert completed(more) == 17
     assert len(calls) == 3
     with pytest.raises(InputError, match="has 14 trials of its own"):
-        run_search(old.directory, make_task(Small()), sampler="guided", start_from=new.directory)
+        run_search(old.directory, small_task(), sampler="guided", start_from=new.directory)
 
 
 def test_another_target_evaluates_the_old_front_first(tmp_path: Path) -> None:
-    old = run_search(tmp_path / "old", make_task(Small()), sampler="guided", trials=14)
+    old = run_search(tmp_path / "old", small_task(), sampler="guided", trials=14)
     lines = (tmp_path / "old/profile/effects.jsonl").read_text()
     new = run_search(
-        tmp_path / "new", make_task(Small()), sampler="guided", trials=8, target="onnxruntime",
+        tmp_path / "new", small_task(), sampler="guided", trials=8, target="onnxruntime",
         start_from=old.directory,
     )  # fmt: skip
     assert (tmp_path / "new/profile/effects.jsonl").read_text().startswith(lines)
@@ -771,7 +771,7 @@ def test_another_target_evaluates_the_old_front_first(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("other", ["model", "data", "rules", "nothing"])
 def test_only_a_run_of_the_same_can_be_taken_over(tmp_path: Path, other: str) -> None:
-    task = make_task(Small())
+    task = small_task()
     run_search(tmp_path / "old", task, trials=4)
     options, source = {}, tmp_path / "old"
     if other == "model":

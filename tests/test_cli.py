@@ -58,8 +58,11 @@ def run(tmp_path, monkeypatch):
     files(made.scores, made.directory)
     (made.directory / "config.toml").write_text("")
 
-    def search_config(path, *, run_dir=None, overrides=None, progress=None):
-        made.calls.append((path, run_dir, overrides))
+    def search_config(
+        path, *, run_dir=None, overrides=None, start_from=None, until_converged=False, progress=None
+    ):
+        more = (start_from, until_converged) if start_from or until_converged else ()
+        made.calls.append((path, run_dir, overrides, *more))
         if made.during is not None:
             made.during(progress)
         return made
@@ -134,6 +137,8 @@ def test_search_hands_over_what_was_given(run, capsys):
     capsys.readouterr()
     assert cli.main(["search", "some/digits.toml"]) == 0
     assert run.calls[1] == (Path("some/digits.toml"), Path("runs/digits"), {})
+    assert cli.main(["search", "digits.toml", "--from", "old", "--until-converged"]) == 0
+    assert run.calls[2] == (Path("digits.toml"), Path("runs/digits"), {}, Path("old"), True)
 
 
 def test_search_prints_the_front_the_picture_and_the_way_to_export(run, capsys):
@@ -324,8 +329,8 @@ def test_bench_prints_the_interval_and_the_reference(monkeypatch, capsys):
     assert cli.main(["bench", "a.onnx"]) == 0
     text = capsys.readouterr().out
     assert text == (
-        "latency: 0.6515 ms (95 %: 0.64 to 0.67), CPU clock, threads: 1, 12 blocks, "
-        "75% of them calm\n"
+        "latency: 0.6515 ms (95 %: 0.64 to 0.67), CPU clock, threads: 1, openings: 1, "
+        "12 blocks, 75% of them calm\n"
     )
     given = "bench a.onnx --reference b.onnx --threads 2 --runtime openvino"
     assert cli.main(given.split()) == 0

@@ -55,7 +55,7 @@ def test_only_what_meets_the_budget_is_compared() -> None:
 
 def test_without_uniform_plans_or_others_there_is_nothing_to_say() -> None:
     assert gain_over_uniform(front(), "size") is None
-    alone = Front([UNIFORM[0], score(4)], ("accuracy", "size"), Budget())
+    alone = Front([UNIFORM[0], score(4)], ("accuracy", "size"), Budget(), Path())
     assert gains_text(alone) == []
 
 

@@ -3,7 +3,10 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
+from autocompress.models.students import STUDENTS
+from autocompress.models.trace import trace
 from autocompress.searching.allocation import Table, total
 from autocompress.searching.guide import (
     Guide,
@@ -185,7 +188,8 @@ def test_values_that_work_only_together_are_set_together() -> None:
 
 
 def test_companions_are_the_readers_of_a_tensor_or_a_weight() -> None:
-    net = network(Residual, 3, 8, 8)
+    model = STUDENTS["resnet"](in_channels=1, num_classes=4, depth=1).eval()
+    net = trace(model, (torch.randn(1, 1, 16, 16),))
     knobs = {f"{layer.name}/{k}": (8, 32) for layer in net.layers for k in ("w_bits", "a_bits")}
     found = companions_of(net, SearchSpace(knobs))
     assert set(found) == set(knobs)
