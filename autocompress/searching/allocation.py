@@ -55,13 +55,17 @@ def totals(tables: Tables, knobs: Sequence[str], places: NDArray[np.intp]) -> Fl
     return found
 
 
-def sweep(loss: Tables, costs: Sequence[Tables], prices: Floats) -> list[dict[str, int]]:
+def sweep(
+    loss: Tables, costs: Sequence[Tables], prices: Floats, weights: Floats | None = None
+) -> list[dict[str, int]]:
     """Return the choice of least loss + Σ price × cost for every row of ``prices``.
 
-    ``prices``: [sets, costs], ≥ 0. Exact where no table that is made on the way has more than four
-    million entries; else one knob at a time is improved until none can be.
+    ``prices``: [sets, costs], ≥ 0; ``weights``: [sets, loss tables], what each set multiplies the
+    tables of the loss by, 1 by default. Exact where no table that is made on the way has more than
+    four million entries; else one knob at a time is improved until none can be.
     """
-    parts = [(table, np.ones(len(prices))) for table in loss]
+    weights = np.ones((len(prices), len(loss))) if weights is None else weights
+    parts = [(table, weights[:, place]) for place, table in enumerate(loss)]
     for place, tables in enumerate(costs):
         parts += [(table, prices[:, place]) for table in tables]
     merged: dict[tuple[str, ...], Floats] = {}

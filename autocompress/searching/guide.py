@@ -143,6 +143,7 @@ class Guide:
         self._slack = np.array(slack or [1.02] * len(limits))
         self.sizes = {name: len(space.knobs[name]) for name in self.losses.knobs}
         self.outlook = math.nan
+        self._alone = self.losses.tables(np.ones(len(self.losses.knobs)))
         self._whole = np.array([size - 1 for size in self.sizes.values()])
         self._places: list[Places] = []  # of what the oracle knows and is no single value
         self._effects: list[float] = []
@@ -238,13 +239,21 @@ class Guide:
         """Return solutions at many prices, for several draws of coefficients, and neighbours."""
         spans = np.array([sum(float(np.ptp(t.values)) for t in tables) for tables in self.costs])
         worth = float(sum(np.ptp(values) for values in self.losses.effects.values()))
-        found: list[Places] = []
-        for draw in range(_DRAWS):
-            weights = weighing.means if draw == 0 else weighing.draw(generator)
-            mix = generator.dirichlet(np.ones(len(self.costs)))
-            scale = 10 ** (-4 + 5 * (np.arange(_PRICES) + generator.random(_PRICES)) / _PRICES)
-            prices = scale[:, None] * mix * worth / np.maximum(spans, 1e-300)
-            found.append(self._table(sweep(self.losses.tables(weights), self.costs, prices)))
+        drawn = [weighing.means, *(weighing.draw(generator) for _ in range(_DRAWS - 1))]
+        mixes = generator.dirichlet(np.ones(len(self.costs)), _DRAWS)
+        steps = (np.arange(_PRICES) + generator.random((_DRAWS, _PRICES))) / _PRICES
+        scale = 10 ** (-4 + 5 * steps)
+        prices = (scale[..., None] * mixes[:, None]).reshape(-1, len(self.costs))
+        found = [
+            self._table(
+                sweep(
+                    self._alone,
+                    self.costs,
+                    prices * worth / np.maximum(spans, 1e-300),
+                    np.repeat(drawn, _PRICES, axis=0),
+                )
+            )
+        ]
         front = [o for o in _front(observed) if self.space.contains(o.plan)]
         if front:
             near = np.stack([self._places_of(o.plan) for o in front])

@@ -220,6 +220,17 @@ def test_without_a_better_plan_in_time_that_of_the_prices_stands(monkeypatch):
     assert solve(loss, [cost], [-1.0]) is None
 
 
+def test_sets_may_weigh_the_loss_differently():
+    generator = np.random.default_rng(7)
+    loss, costs = drawn(generator), [drawn(generator)]
+    prices, weights = generator.random((6, 1)), generator.random((6, len(loss)))
+    for price, weight, found in zip(
+        prices, weights, sweep(loss, costs, prices, weights), strict=True
+    ):
+        weighed = [Table(t.knobs, w * t.values) for t, w in zip(loss, weight, strict=True)]
+        assert found == sweep(weighed, costs, price[None])[0]
+
+
 def test_totals_are_totals_of_each():
     generator = np.random.default_rng(4)
     names = ["a", "b", "c"]
