@@ -71,7 +71,7 @@ def run(runtime: str, name: str, trials: int, folder: Path) -> list[dict]:
     uncompressed = first.scores[0]
     limit = uncompressed.latency_ms / 2
     found = ac.search(
-        task, space=SPACE, target=runtime, trials=trials, run_dir=folder / "run",
+        task, space=SPACE, target=runtime, sampler="tpe", trials=trials, run_dir=folder / "run",
         budget=ac.Budget(latency_ms=limit),
     )  # fmt: skip
     front = found.front()
