@@ -427,7 +427,10 @@ def _bench(parsed: argparse.Namespace) -> int:
     if parsed.runtime == "all":
         found = measuring.bench_all(parsed.file, **options)
         print(side_by_side(found))
-        return 2 if all(isinstance(timing, Exception) for timing in found.values()) else 0
+        if any(not isinstance(timing, Exception) for timing in found.values()):
+            return 0
+        rule = "A file must run in one runtime at least"
+        return _complain(AutocompressError(f"{rule}: {parsed.file} runs in none."), 2)
     timing = measuring.bench(parsed.file, runtime=parsed.runtime, **options)
     print(timing_text(timing, parsed.threads, beside=parsed.reference is not None))
     return 0

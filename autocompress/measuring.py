@@ -47,11 +47,15 @@ def bench(
     """Measure a file's latency, in milliseconds, against itself or a reference file.
 
     ``seconds``: what it may take at most on a calm machine. Raises ArtifactError for a file that
-    the runtime refuses, InputError for files that do not take the same inputs.
+    the runtime refuses, InputError for what is no file, and for files that do not take the same
+    inputs.
     """
     if not seconds > 0:
         raise InputError(f"seconds must be above 0, not {seconds!r}.")
     target = make_target(runtime, threads=threads)
+    for file in (path, reference):
+        if file is not None and not Path(file).is_file():
+            raise InputError(f"What is measured must be a file: {file} is none.")
     candidate = target.open(Path(path))
     other = candidate if reference is None else target.open(Path(reference))
     inputs = candidate.example_inputs()

@@ -368,6 +368,7 @@ def test_bench_lays_all_runtimes_side_by_side(monkeypatch, capsys):
     ]
     del found["onnxruntime"], found["openvino"]
     assert cli.main(["bench", "a.onnx", "--runtime", "all"]) == 2
+    assert "a.onnx runs in none" in capsys.readouterr().err
 
 
 def short_bench(monkeypatch):
@@ -405,9 +406,9 @@ def test_bench_of_what_cannot_be_opened_is_one_line(tmp_path, capsys, runtime):
     pytest.importorskip(runtime)
     text = tmp_path / "text.onnx"
     text.write_text("no model")
-    for path in (text, tmp_path / "none.onnx"):
+    for path, said in ((text, "A model file must load in"), (tmp_path / "none.onnx", "a file")):
         assert cli.main(["bench", str(path), "--runtime", runtime]) == 2
-        one_error_line(capsys.readouterr(), "A model file must load in")
+        one_error_line(capsys.readouterr(), said)
     assert cli.main(["bench", str(text), "--runtime", "all"]) == 2
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["onnxruntime", "openvino"]

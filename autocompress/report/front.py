@@ -12,7 +12,7 @@ from autocompress.errors import InputError, NoModelError
 from autocompress.report.card import card, card_data
 from autocompress.report.words import figures, limits, no_model
 from autocompress.spec.artifact import Artifact
-from autocompress.spec.budget import Budget
+from autocompress.spec.budget import LIMITS, Budget
 from autocompress.spec.files import write_whole
 from autocompress.spec.pareto import closest_miss, non_dominated
 from autocompress.spec.plan import Plan
@@ -238,6 +238,13 @@ class Front:
                 misses.append((floor - score.accuracy) / max(abs(floor), 1e-9))
             return max(misses, default=0.0)
 
+        for name, figure in LIMITS.items():
+            lacking = all(math.isnan(score.figure(figure)) for score in self.measured)
+            if name in wanted and self.measured and lacking:
+                raise InputError(
+                    f"A limit can be set on what the run has: it has no {figure}. Energy needs a "
+                    "search with a device."
+                )
         within = [s for s in self.measured if s.meets(budget) and s.accuracy >= floor]
         if not within:
             miss = min(self.measured, key=excess, default=None)

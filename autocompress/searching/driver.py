@@ -98,7 +98,8 @@ def drive(
         floor, lowest = predicted_floor(study, evaluator)
         study.set_note("floor", floor)
         out = [name for name, least in floor.items() if least > getattr(study.budget, name)]
-        hopeless = f"no plan is predicted to meet {' and '.join(out)}" if out else ""
+        if out and not any(score.meets(study.budget) for score in study.scores):
+            hopeless = f"no plan is predicted to meet {' and '.join(out)}"
     progress(Progress(done, trials, best=best_so_far(study)))
     while done < trials:
         trial: Trial | None

@@ -1,5 +1,6 @@
 """Targets: runtimes and their file formats, by name."""
 
+import os
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
@@ -46,4 +47,7 @@ def make_target(name: str, *, threads: int = 1, batch_size: int = 1) -> Target:
     for what, value in (("threads", threads), ("batch_size", batch_size)):
         if value < 1:
             raise ConfigError(f"{what} must be at least 1, not {value}.")
+    cores = max(os.cpu_count() or 1, 16)  # more hang a runtime up, or the machine
+    if threads > cores:
+        raise ConfigError(f"threads must be at most {cores} on this machine, not {threads}.")
     return TARGETS[name](threads, batch_size)

@@ -158,6 +158,8 @@ class OpenVinoSession:
         """Return the file compiled for batches of one size, or of any if None."""
         try:
             model = _frontend().convert(_frontend().load(str(self._path)))
+            if not model.outputs:
+                raise ValueError("it has no outputs")
             if batch_size is not None:
                 shapes = {}
                 for port in model.inputs:
