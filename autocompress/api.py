@@ -9,15 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from autocompress.cost.calibrate import Calibration, calibration_path, load_calibration
-from autocompress.cost.calibrate import calibrate as measure_calibration
+from autocompress.cost.calibrate import calibration_path, load_calibration
 from autocompress.cost.device import Device, read_device
 from autocompress.cost.estimate import Estimator
-from autocompress.cost.terms import terms
 from autocompress.cost.workload import workload
 from autocompress.errors import (
     ArtifactError,
-    AutocompressError,
     ConfigError,
     InputError,
     RunError,
@@ -33,8 +30,8 @@ from autocompress.searching.adopt import adopt
 from autocompress.searching.driver import Progress, ProgressCallback, drive, finish
 from autocompress.searching.evaluate import Evaluator
 from autocompress.searching.explain import explain
-from autocompress.searching.guiding import set_guide
 from autocompress.searching.parameters import Parameters
+from autocompress.searching.prepare import set_guide, set_latency_model
 from autocompress.searching.samplers import make_sampler
 from autocompress.searching.study import Study, driver_lock, read_study
 from autocompress.spec.budget import Budget
@@ -42,7 +39,7 @@ from autocompress.spec.config import Config
 from autocompress.spec.files import write_whole
 from autocompress.spec.plan import Plan
 from autocompress.spec.score import Score, check_objectives
-from autocompress.spec.space import SearchSpace, SpaceTemplate
+from autocompress.spec.space import SpaceTemplate
 from autocompress.targets import Target, make_target
 from autocompress.tasks.base import Task
 from autocompress.transforms.compress import Compressor
@@ -107,7 +104,7 @@ class Run:
             )
         config = self.config
         target = make_target(config.target, threads=config.threads, batch_size=config.batch_size)
-        task = self._task()
+        task = self.task or make_task(self._task_options())
         network = trace(task.model, task.example_inputs)
         _, notes = read_study(self.directory / "study.log")
         if notes.get("fingerprints", {}).get("model") != network.fingerprint:
@@ -126,16 +123,14 @@ class Run:
         )
         return explain(known[trial], self.reference, compressor, estimator, target, inputs)
 
-    def _task(self) -> Task:
-        """Return the task; raise TaskError where it was given in Python and is not now."""
-        if self.task is not None:
-            return self.task
+    def _task_options(self) -> Mapping[str, Any]:
+        """Return the task's configuration; raise TaskError where Python gave it."""
         if self.config.task is None:
             raise TaskError(
                 f"The task of {self.directory} was given in Python and must be given again: "
                 "open_run(directory, task=task)."
             )
-        return make_task(self.config.task)
+        return self.config.task
 
     def resume(
         self,
@@ -157,11 +152,8 @@ class Run:
         scores, _ = read_study(self.directory / "study.log")  # others may have gone on
         done = sum(score.outcome == "ok" for score in scores)
         total = self.config.trials if trials is None else done + trials
-        if self.task is None and self.config.task is None:
-            raise TaskError(
-                f"The task of {self.directory} was given in Python and must be given again: "
-                "open_run(directory, task=task)."
-            )
+        if self.task is None:
+            self._task_options()
         new = _run(
             self.config, self.directory, self.task, total, progress, until_converged=until_converged
         )  # fmt: skip
@@ -211,10 +203,9 @@ def search(
         compress=dict(compress or {}), threads=threads, batch_size=batch_size, device=device,
     )  # fmt: skip
     directory = Path(run_dir) if run_dir is not None else Path("runs") / task.name
-    source = None if start_from is None else Path(start_from)
     return _run(
         config, directory, task, trials, progress,
-        source=source, until_converged=until_converged,
+        start_from=start_from, until_converged=until_converged,
     )  # fmt: skip
 
 
@@ -238,10 +229,9 @@ def search_config(
         raise ConfigError(f'{path}: a [task] section with name = "…" is needed.')
     config = replace(config, space=find_space(config.space))
     directory = Path(run_dir) if run_dir is not None else Path("runs") / path.stem
-    source = None if start_from is None else Path(start_from)
     return _run(
         config, directory, None, config.trials, progress,
-        source=source, until_converged=until_converged,
+        start_from=start_from, until_converged=until_converged,
     )  # fmt: skip
 
 
@@ -264,13 +254,10 @@ def _run(
     total: int,
     progress: ProgressCallback | None,
     *,
-    source: Path | None = None,
+    start_from: str | Path | None = None,
     until_converged: bool = False,
 ) -> Run:
-    """Drive a search in its directory until ``total`` trials are done, or it has converged.
-
-    ``source``: the run that it starts from.
-    """
+    """Drive a search in its directory until ``total`` trials are done, or it has converged."""
     report = progress or (lambda _: None)
     template = config.space
     assert isinstance(template, SpaceTemplate)
@@ -279,7 +266,7 @@ def _run(
     config.check_device()
     make_sampler(config.sampler, config.seed)
     device = read_device(config.device) if config.device else None
-    other = None if source is None else open_run(source)
+    other = None if start_from is None else open_run(start_from)
     options = Options.of(config.compress)
     with _disk_errors(directory), driver_lock(directory):
         _check_frozen(directory, config)
@@ -328,7 +315,7 @@ def _run(
             "latency" in config.objectives and (config.budget or config.sampler == "guided")
         )
         if latency and device is None:
-            _set_latency_model(evaluator, space, study, report)
+            set_latency_model(study, evaluator, report)
         set_guide(study, evaluator, report)
         notes = [
             drive(study, evaluator, total, report, until_converged=until_converged),
@@ -353,50 +340,6 @@ def _check_operators(config: Config, network: Network, target: Target) -> None:
             f"is none for {', '.join(work.unknown)}. Drop the device, or the limits and objectives "
             "that need it."
         )
-
-
-def _set_latency_model(
-    evaluator: Evaluator, space: SearchSpace, study: Study, report: ProgressCallback
-) -> None:
-    """Give an evaluator the latency model of this machine, calibrated where no cache has it.
-
-    What the study has measured so far refines it.
-    """
-    network, target = evaluator.network, evaluator.target
-    path = calibration_path(network, target)
-    found, note = load_calibration(path, target)
-    if found is not None and _unseen(found, network, space, target):
-        found, note = None, "the latency calibration has not seen all that this space asks for"
-    if found is None:
-        start = "calibrating the latency model (up to two minutes, once)"
-        report(Progress(0, 1, note="; ".join(part for part in (note, start) if part)))
-        found = measure_calibration(network, target, space, builder=evaluator.builder)
-        with contextlib.suppress(AutocompressError, OSError):  # a search goes on without a cache
-            found.save(path)
-    estimator = evaluator.estimator
-    measured = [
-        (terms(workload(sketch(network, score.plan, target.abilities), target.abilities)), score)
-        for score in study.scores
-        if score.outcome == "ok"
-    ]
-    found.samples += [
-        (made, score.latency_ms * found.reference_ms / (evaluator.reference_ms or 1.0))
-        for made, score in measured
-    ]
-    estimator.model = found.model(evaluator.reference_ms)
-
-
-def _unseen(
-    calibration: Calibration, network: Network, space: SearchSpace, target: Target
-) -> frozenset[str]:
-    """Return the families of operators of a space's baselines that a calibration has not seen."""
-    seen = {term.family for made, _ in calibration.samples for term in made}
-    wanted = {
-        term.family
-        for _, plan in space.baselines()
-        for term in terms(workload(sketch(network, plan, target.abilities), target.abilities))
-    }
-    return frozenset(wanted - seen)
 
 
 def _digest(device: Device) -> str:

@@ -2,16 +2,15 @@
 
 import argparse
 import contextlib
-import math
 import os
 import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-import autocompress
+from autocompress.arguments import Parser, make_parser
 from autocompress.errors import AutocompressError, InputError, NoModelError, unknown
 
 if TYPE_CHECKING:
@@ -23,153 +22,14 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_EXIT = """exit status: 0; 2 for input that cannot be used; 3 when no model meets the limits;
-130 when interrupted (the study is kept)"""
 
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"autocompress: error: {message} (see {self.prog} --help)\n")
-
-
-def _number(
-    kind: type[int] | type[float], above: float = 0, words: str = ""
-) -> Callable[[str], Any]:
-    """Return an argparse type for a finite number above a bound."""
-    rule = f"must be {'an integer' if kind is int else 'a number'}{words}"
-
-    def parse(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not above < value <= 2**53:  # NaN, infinities and slips of the keyboard
-            raise argparse.ArgumentTypeError(f"{rule}, not {text!r}")
-        return value
-
-    return parse
-
-
-_COUNT = _number(int, 0, " of at least 1")
-_SEED = _number(int, -1, " of at least 0")
-_LIMIT = _number(float, 0, " above 0")
-_BYTES = _number(int, 0, " (bytes) above 0")
-_ANY = _number(float, -math.inf)
-
-
-def _parser() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
-    parser = _Parser(
-        prog="autocompress",
-        description="Search per-layer pruning and bit widths of a trained PyTorch network for "
-        "small files that a stock runtime loads.",
-        epilog=_EXIT,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=autocompress.__version__)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    made: dict[str, argparse.ArgumentParser] = {}
-
-    def command(name: str, text: str, run: Callable[..., int]) -> argparse.ArgumentParser:
-        made[name] = commands.add_parser(
-            name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False
-        )
-        made[name].set_defaults(run=run)
-        return made[name]
-
-    quiet = {"action": "store_true", "help": "show nothing but the result"}
-    sub = command("search", "search as a configuration file says", _search)
-    sub.add_argument("config", type=Path, metavar="CONFIG.toml", help="task, space, target, …")
-    sub.add_argument(
-        "--run", type=Path, dest="run_dir", metavar="DIR", help="run directory (runs/<config>)"
-    )
-    sub.add_argument("--trials", type=_COUNT, metavar="N", help="completed trials to reach")
-    sub.add_argument("--latency-budget", type=_LIMIT, metavar="MS", help="limit, milliseconds")
-    sub.add_argument("--max-size", type=_BYTES, metavar="BYTES", help="limit on the file's size")
-    sub.add_argument("--max-energy", type=_LIMIT, metavar="MJ", help="limit, mJ (with --device)")
-    sub.add_argument("--max-memory", type=_BYTES, metavar="BYTES", help="limit on peak activations")
-    sub.add_argument(
-        "--device",
-        metavar="NAME",
-        help="predict latency and energy for avx2-core, "
-        "cortex-a76, cortex-m7, bit-fusion or a device file (path) instead",
-    )
-    sub.add_argument("--sampler", metavar="NAME", help="guided (default), tpe, nsga2, gp or random")
-    sub.add_argument(
-        "--from",
-        type=Path,
-        dest="start_from",
-        metavar="DIR",
-        help="take profile and scores over from another run of the same model",
-    )
-    sub.add_argument("--target", metavar="NAME", help="runtime: onnxruntime or openvino")
-    sub.add_argument("--workers", type=_COUNT, default=1, metavar="N", help="1: trials in turn")
-    sub.add_argument("--seed", type=_SEED, metavar="N", help="of the sampler")
-    converged = {"action": "store_true", "help": "end when next to nothing is still to gain"}
-    sub.add_argument("--until-converged", **converged)  # type: ignore[arg-type]
-    sub.add_argument("--quiet", **quiet)  # type: ignore[arg-type]
-
-    sub = command("resume", "go on with an interrupted or finished search", _resume)
-    sub.add_argument("directory", type=Path, metavar="DIR", help="run directory")
-    sub.add_argument("--trials", type=_COUNT, metavar="N", help="more trials")
-    sub.add_argument("--until-converged", **converged)  # type: ignore[arg-type]
-    sub.add_argument("--quiet", **quiet)  # type: ignore[arg-type]
-
-    sub = command("front", "print the Pareto front and the baselines", _front)
-    sub.add_argument("directory", type=Path, metavar="DIR", help="run directory")
-    sub.add_argument(
-        "--format", choices=("table", "csv", "json"), default="table", help="default: table"
-    )
-
-    sub = command("pick", "pick the most accurate file within limits and export it", _pick)
-    sub.add_argument("directory", type=Path, metavar="DIR", help="run directory")
-    sub.add_argument("--max-latency", type=_LIMIT, metavar="MS", help="upper end, milliseconds")
-    sub.add_argument("--max-size", type=_BYTES, metavar="BYTES", help="limit on the file's size")
-    sub.add_argument("--max-energy", type=_LIMIT, metavar="MJ", help="limit, millijoules")
-    sub.add_argument("--max-memory", type=_BYTES, metavar="BYTES", help="limit on peak activations")
-    sub.add_argument(
-        "--min-accuracy", type=_ANY, metavar="A", help="as in the front; alone: the smallest file"
-    )
-    sub.add_argument("--output", type=Path, metavar="FILE", help="export to this file")
-
-    sub = command("bench", "measure one file by the timing protocol", _bench)
-    sub.add_argument("file", type=Path, metavar="FILE", help="an ONNX file")
-    sub.add_argument("--reference", type=Path, metavar="FILE", help="time it beside another file")
-    sub.add_argument(
-        "--threads",
-        type=_COUNT,
-        default=1,
-        metavar="N",
-        help="1: on the CPU clock; else wall clock",
-    )
-    sub.add_argument(
-        "--runtime",
-        default="onnxruntime",
-        metavar="NAME",
-        help="onnxruntime, openvino, or all of them side by side",
-    )
-
-    sub = command("calibrate", "fit this machine's latency model to a model's layers", _calibrate)
-    sub.add_argument("config", type=Path, metavar="CONFIG.toml", help="its task, space, target")
-    sub.add_argument("--target", metavar="NAME", help="runtime: onnxruntime or openvino")
-    sub.add_argument("--threads", type=_COUNT, metavar="N", help="threads of the runtime")
-    sub.add_argument(
-        "--seconds", type=_LIMIT, default=120.0, metavar="S", help="time to measure (120)"
-    )
-    sub.add_argument("--quiet", **quiet)  # type: ignore[arg-type]
-
-    sub = command("explain", "show layer by layer what a trial costs and why", _explain)
-    sub.add_argument("directory", type=Path, metavar="DIR", help="run directory")
-    sub.add_argument(
-        "--trial",
-        type=_SEED,
-        required=True,
-        metavar="N",
-        help="its number, in the front or the study",
-    )
-    sub.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
-    return parser, made
+def _parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
+    return make_parser(
+        {
+            "search": _search, "resume": _resume, "front": _front, "pick": _pick,
+            "bench": _bench, "calibrate": _calibrate, "explain": _explain,
+        }
+    )  # fmt: skip
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

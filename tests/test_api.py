@@ -20,7 +20,6 @@ import torch
 from torch import nn
 
 import autocompress as ac
-from autocompress import api
 from autocompress.cost import calibrate as calibrating
 from autocompress.cost.calibrate import Calibration
 from autocompress.errors import (
@@ -32,6 +31,7 @@ from autocompress.errors import (
     SpaceError,
     TaskError,
 )
+from autocompress.searching import prepare
 from autocompress.tasks.base import accuracy_of
 
 SPACE = {"*/keep": [0.5, 1.0], "*/w_bits": [2, 4, 8]}
@@ -430,7 +430,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         count.append(1)
         return calibrating.calibrate(*args, **options)
 
-    monkeypatch.setattr(api, "measure_calibration", measure)
+    monkeypatch.setattr(prepare, "measure_calibration", measure)
     return count
 
 

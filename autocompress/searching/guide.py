@@ -9,15 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
-from autocompress.models.network import Network
 from autocompress.searching.allocation import Table, sweep, totals
 from autocompress.searching.losses import LossModel, Weighing
 from autocompress.searching.oracle import Oracle
-from autocompress.spec.pareto import Volume, floor_of
-from autocompress.spec.plan import Plan, split_name
+from autocompress.searching.profile import Profile
+from autocompress.spec.pareto import Volume, floor_of, undominated
+from autocompress.spec.plan import Plan
 from autocompress.spec.space import SearchSpace
 
-__all__ = ["Guide", "Observed", "Profile", "companions_of", "groups_of", "profile"]
+__all__ = ["Guide", "Observed"]
 
 Floats = NDArray[np.float64]
 Places = NDArray[np.intp]
@@ -41,78 +41,6 @@ class Observed:
     plan: Plan
     accuracy: float
     costs: tuple[float, ...]
-
-
-def groups_of(network: Network, space: SearchSpace) -> dict[str, str]:
-    """Return the kind and stage of every knob: what it sets, and the size of what that is in."""
-    units = {unit.name: network.layer(unit.producers[0]) for unit in network.units}
-    found = {}
-    for name in space.knobs:
-        owner, knob = split_name(name)
-        layer = units[owner] if knob == "keep" else network.layer(owner)
-        shape = layer.out_shape[1:] if layer.kind != "linear" else layer.out_shape[:-1]
-        found[name] = f"{knob} {shape}"
-    return found
-
-
-def companions_of(network: Network, space: SearchSpace) -> dict[str, tuple[str, ...]]:
-    """Return by knob those that must be set with it to have an effect, itself among them.
-
-    A tensor is rounded when all layers that read it ask for that, and if their weights are narrow;
-    a weight that several layers share has the widest width that one of them asks for.
-    """
-    nodes = {node.name: node for node in network.graph.nodes}
-    shared: dict[tuple[str, object], list[str]] = {}
-    for layer in network.layers:
-        for knob, what in (("a_bits", nodes[layer.node].args[0]), ("w_bits", layer.weight)):
-            name = f"{layer.name}/{knob}"
-            if name in space.knobs:
-                shared.setdefault((knob, what), []).append(name)
-    return {name: tuple(names) for names in shared.values() for name in names}
-
-
-@dataclass(frozen=True)
-class Profile:
-    """What values do to the outputs: ``effects`` by knob, each value alone, above ``base``.
-
-    ``base`` is what the plan does that has the highest value of every knob.
-    """
-
-    effects: Mapping[str, Sequence[float]]
-    base: float
-
-
-def profile(
-    space: SearchSpace,
-    oracle: Oracle,
-    companions: Mapping[str, tuple[str, ...]],
-    progress: Callable[[int, int], None] = lambda *_: None,
-) -> Profile:
-    """Return the effects of a space's values; ``progress`` is told done and all.
-
-    Values that have an effect only together are set together, and share it.
-    """
-    wanted = [(name, v) for name, values in space.knobs.items() if len(values) > 1 for v in values]
-    rest = {name: values[-1] for name, values in space.knobs.items()}
-    base = oracle(space.plan(rest))
-    found: dict[str, list[float]] = {}
-    for done, (name, value) in enumerate(wanted):
-        progress(done, len(wanted))
-        knob = split_name(name)[1]
-        together = companions.get(name, (name,))
-        chosen = dict(rest)
-        for other in together:
-            chosen[other] = min(v for v in space.knobs[other] if v >= value or v == rest[other])
-        if knob == "a_bits" and value <= 8:
-            for other in together:
-                weights = f"{split_name(other)[0]}/w_bits"
-                narrow = [v for v in space.knobs.get(weights, ()) if v <= 8]
-                if narrow:
-                    chosen[weights] = narrow[-1]
-        effect = oracle(space.plan(chosen)) - base
-        found.setdefault(name, []).append(max(effect, 0.0) / len(together))
-    progress(len(wanted), len(wanted))
-    return Profile(found, base)
 
 
 class Guide:
@@ -318,9 +246,4 @@ def _logs(costs: Floats | Sequence[Sequence[float]]) -> Floats:
 def _front(observed: Sequence[Observed]) -> list[Observed]:
     """Return the non-dominated observations."""
     figures = np.array([(-o.accuracy, *o.costs) for o in observed]).reshape(len(observed), -1)
-    found = []
-    for observation, row in zip(observed, figures, strict=True):
-        no_worse = figures[(figures <= row).all(1)]
-        if (no_worse == row).all():
-            found.append(observation)
-    return found
+    return [observed[place] for place in undominated(figures)]

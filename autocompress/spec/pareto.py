@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from autocompress.spec.budget import Budget
 from autocompress.spec.score import OBJECTIVES, Score
 
-__all__ = ["Volume", "closest_miss", "floor_of", "non_dominated"]
+__all__ = ["Volume", "closest_miss", "floor_of", "non_dominated", "undominated"]
 
 
 def non_dominated(scores: Sequence[Score], objectives: tuple[str, ...]) -> list[Score]:
@@ -16,10 +16,14 @@ def non_dominated(scores: Sequence[Score], objectives: tuple[str, ...]) -> list[
 
     Of several with equal figures the first is kept. Scores need every objective measured.
     """
-    if not scores:
-        return []
     signs = [-1.0 if OBJECTIVES[name].maximize else 1.0 for name in objectives]
-    costs = np.array([score.values(objectives) for score in scores]) * signs
+    costs = np.array([score.values(objectives) for score in scores]).reshape(-1, len(signs)) * signs
+    front = sorted(undominated(costs), key=lambda i: tuple(costs[i][1:]))
+    return [scores[i] for i in front]
+
+
+def undominated(costs: NDArray[np.float64]) -> list[int]:
+    """Return the rows of [scores, costs] that no other dominates, of equal ones the first."""
     front = []
     for i, cost in enumerate(costs):
         no_worse = (costs <= cost).all(axis=1)
@@ -27,8 +31,7 @@ def non_dominated(scores: Sequence[Score], objectives: tuple[str, ...]) -> list[
         equal = no_worse & ~better
         if not better.any() and not equal[:i].any():
             front.append(i)
-    front.sort(key=lambda i: tuple(costs[i][1:]))
-    return [scores[i] for i in front]
+    return front
 
 
 def closest_miss(scores: Sequence[Score], budget: Budget) -> Score | None:

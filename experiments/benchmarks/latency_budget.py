@@ -6,12 +6,11 @@
 For each network (random weights, 1×28×28; its score is 1 less the relative error of its outputs on
 512 random images) and runtime: a search with a budget of half of the uncompressed network's
 latency. Every file of its front is then opened in a process of its own and measured anew beside
-the uncompressed file. Results are appended to
+the uncompressed file. Results take the place of those of the same runtime and network in
 experiments/results/latency_budget.csv.
 """
 
 import argparse
-import csv
 import json
 import subprocess
 import sys
@@ -20,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from results import RESULTS, replace_rows
 
 import autocompress as ac
 from autocompress.targets.timing import cpu_model
 from autocompress.tasks.images import make_network
 
-RESULTS = Path(__file__).parents[1] / "results" / "latency_budget.csv"
 SPACE = {
     "*/keep": [0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0],
     "*/w_bits": [2, 3, 4, 5, 6, 7, 8],
@@ -71,7 +70,7 @@ def run(runtime: str, name: str, trials: int, folder: Path) -> list[dict]:
     uncompressed = first.scores[0]
     limit = uncompressed.latency_ms / 2
     found = ac.search(
-        task, space=SPACE, target=runtime, sampler="tpe", trials=trials, run_dir=folder / "run",
+        task, space=SPACE, target=runtime, trials=trials, run_dir=folder / "run",
         budget=ac.Budget(latency_ms=limit),
     )  # fmt: skip
     front = found.front()
@@ -119,12 +118,7 @@ def main() -> None:
                 rows += run(runtime, name, options.trials, Path(folder))
     excess = np.array([row["over"] for row in rows])
     print(f"in all: {(excess <= 0).mean():.1%} of {len(excess)}, the worst {excess.max():+.1%}")
-    new = not RESULTS.exists()
-    with RESULTS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
+    replace_rows(RESULTS / "latency_budget.csv", rows, ("runtime", "network"))
 
 
 if __name__ == "__main__":

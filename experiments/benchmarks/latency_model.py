@@ -13,7 +13,6 @@ experiments/results/latency_model.csv.
 """
 
 import argparse
-import csv
 import tempfile
 import time
 from collections import defaultdict
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from results import RESULTS, replace_rows
 from scipy.stats import spearmanr
 
 from autocompress.cost import analytic
@@ -40,7 +40,6 @@ SPACE = {
     "*/w_bits": [2, 3, 4, 5, 6, 7, 8],
     "*/a_bits": [8, 32],
 }
-RESULTS = Path(__file__).parents[1] / "results" / "latency_model.csv"
 
 
 def line(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -207,15 +206,7 @@ def main() -> None:
         for name in options.networks:
             with tempfile.TemporaryDirectory() as folder:
                 rows += run(runtime, name, options.plans, options.seconds, Path(folder))
-    kept = []
-    if RESULTS.exists():
-        new = {(row["runtime"], row["network"]) for row in rows}
-        with RESULTS.open(newline="") as file:
-            kept = [r for r in csv.DictReader(file) if (r["runtime"], r["network"]) not in new]
-    with RESULTS.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([*kept, *rows])
+    replace_rows(RESULTS / "latency_model.csv", rows, ("runtime", "network"))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ the place of those of the same files in experiments/results/latency_repeatabilit
 
 import argparse
 import contextlib
-import csv
 import multiprocessing
 import os
 import tempfile
@@ -24,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from results import RESULTS, replace_rows
 
 from autocompress.models.students import STUDENTS
 from autocompress.models.trace import trace
@@ -43,7 +43,6 @@ NETWORKS = {
 }
 SECONDS = {"small": 0.6, "large": 1.5}  # of one measurement
 FORMS = {"small": ("int8",), "large": ("float32",)}
-RESULTS = Path(__file__).parents[1] / "results" / "latency_repeatability.csv"
 
 
 def spin(core: int) -> None:
@@ -169,15 +168,7 @@ def main() -> None:
             f"median {row['variation_paired_median']:.2%}), covered {row['covered']:.0%}, "
             f"half width {row['half_width']:.2%}, {row['clock']}"
         )
-    kept = []
-    if RESULTS.exists():
-        new = {(row["runtime"], row["network"]) for row in rows}
-        with RESULTS.open(newline="") as file:
-            kept = [r for r in csv.DictReader(file) if (r["runtime"], r["network"]) not in new]
-    with RESULTS.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([*kept, *rows])
+    replace_rows(RESULTS / "latency_repeatability.csv", rows, ("runtime", "network"))
 
 
 if __name__ == "__main__":

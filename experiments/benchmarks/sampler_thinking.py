@@ -17,9 +17,10 @@ from autocompress.cost.estimate import Estimator
 from autocompress.models.trace import trace
 from autocompress.names import find_space, resolve_space
 from autocompress.searching.allocation import total
-from autocompress.searching.guide import Guide, Observed, companions_of, groups_of, profile
+from autocompress.searching.cost_tables import cost_tables
+from autocompress.searching.guide import Guide, Observed
 from autocompress.searching.oracle import Oracle
-from autocompress.searching.tables import cost_tables
+from autocompress.searching.profile import companions_of, groups_of, profile
 from autocompress.targets import make_target
 from autocompress.tasks.images import make_network
 

@@ -17,7 +17,6 @@ search's own evaluation takes (all validation images, latency measured), timed i
 """
 
 import argparse
-import csv
 import itertools
 import json
 import math
@@ -27,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import optuna
+from results import RESULTS, replace_rows
 
 from autocompress.cost.calibrate import (
     calibrate,
@@ -37,12 +37,13 @@ from autocompress.cost.calibrate import (
 from autocompress.cost.estimate import Estimator
 from autocompress.models.trace import trace
 from autocompress.names import find_space, resolve_space
+from autocompress.searching.cost_tables import cost_tables
 from autocompress.searching.evaluate import Evaluator
-from autocompress.searching.guide import Guide, Observed, companions_of, groups_of, profile
+from autocompress.searching.guide import Guide, Observed
 from autocompress.searching.oracle import Oracle
 from autocompress.searching.parameters import Parameters
+from autocompress.searching.profile import companions_of, groups_of, profile
 from autocompress.searching.samplers import make_sampler
-from autocompress.searching.tables import cost_tables
 from autocompress.spec.plan import Plan, Recipe
 from autocompress.targets import make_target
 from autocompress.tasks.fashion_mnist import fashion_mnist, load
@@ -50,7 +51,6 @@ from autocompress.transforms.compress import Compressor
 from autocompress.transforms.effect import Effects
 
 RUN = Path("runs/search_efficiency")
-RESULTS = Path(__file__).parents[1] / "results"
 
 
 class Scores:
@@ -165,15 +165,7 @@ def main() -> None:
                 for place, (extra, value) in enumerate(curve, 1)
             ]  # fmt: skip
     path = RESULTS / f"search_efficiency_{options.objective}.csv"
-    kept = []
-    if path.exists():
-        new = {(row["sampler"], str(row["seed"])) for row in rows}
-        with path.open(newline="") as file:
-            kept = [r for r in csv.DictReader(file) if (r["sampler"], r["seed"]) not in new]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([*kept, *rows])
+    replace_rows(path, rows, ("sampler", "seed"))
 
 
 def plain(name, seed, trials, scores, cost, limit, space, network):

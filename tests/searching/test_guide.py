@@ -3,24 +3,14 @@ import math
 
 import numpy as np
 import pytest
-import torch
 
-from autocompress.models.students import STUDENTS
-from autocompress.models.trace import trace
 from autocompress.searching.allocation import Table, total
-from autocompress.searching.guide import (
-    Guide,
-    Observed,
-    Profile,
-    companions_of,
-    groups_of,
-    profile,
-)
+from autocompress.searching.guide import Guide, Observed
 from autocompress.searching.oracle import Oracle
+from autocompress.searching.profile import Profile
 from autocompress.spec.pareto import Volume
 from autocompress.spec.plan import Plan
 from autocompress.spec.space import SearchSpace
-from tests.targets.support import Residual, network
 
 SPACE = SearchSpace({f"l{i}/w_bits": (2, 4, 8) for i in range(7)} | {"l0/keep": (0.5, 1.0)})
 NAMES = tuple(SPACE.knobs)
@@ -147,82 +137,8 @@ def test_the_coefficients_are_those_of_plans_at_the_level() -> None:
         assert abs(means[name] - hidden) < max(0.4 * abs(1 - hidden), 0.15)
 
 
-def test_the_profile_is_of_single_values() -> None:
-    asked: list[Plan] = []
-    told: list[tuple[int, int]] = []
-
-    def effect(plan: Plan) -> float:
-        asked.append(plan)
-        return loss_of(plan)
-
-    found = profile(SPACE, Oracle(effect), {}, lambda *done: told.append(done))
-    assert found.effects == pytest.approx({n: pytest.approx(v) for n, v in EFFECTS.items()})
-    assert found.base == 0
-    assert len(asked) == sum(len(v) for v in SPACE.knobs.values()) - len(NAMES) + 1
-    assert told[0] == (0, 23)
-    assert told[-1] == (23, 23)
-
-
-def test_effects_are_above_what_the_highest_values_do() -> None:
-    found = profile(SPACE, Oracle(lambda plan: 0.5 + loss_of(plan)), {})
-    assert found.base == 0.5
-    assert found.effects == pytest.approx({n: pytest.approx(v) for n, v in EFFECTS.items()})
-
-
-def test_values_that_work_only_together_are_set_together() -> None:
-    space = SearchSpace(
-        {"a/a_bits": (8, 32), "b/a_bits": (8, 32), "a/w_bits": (4, 8, 32), "b/w_bits": (4, 8, 32)}
-    )
-    together = ("a/a_bits", "b/a_bits")
-    asked: list[Plan] = []
-
-    def effect(plan: Plan) -> float:
-        asked.append(plan)
-        return 1.0 if all(plan.get(n, "a_bits") == 8 for n in "ab") else 0.0
-
-    found = profile(space, Oracle(effect), dict.fromkeys(together, together))
-    assert found.effects["a/a_bits"] == [0.5, 0]
-    assert found.effects["b/a_bits"] == [0.5, 0]
-    narrow = [plan for plan in asked if plan.get("a", "a_bits") == 8]
-    assert narrow == [Plan({"a/a_bits": 8, "b/a_bits": 8, "a/w_bits": 8, "b/w_bits": 8})]
-
-
-def test_companions_are_the_readers_of_a_tensor_or_a_weight() -> None:
-    model = STUDENTS["resnet"](in_channels=1, num_classes=4, depth=1).eval()
-    net = trace(model, (torch.randn(1, 1, 16, 16),))
-    knobs = {f"{layer.name}/{k}": (8, 32) for layer in net.layers for k in ("w_bits", "a_bits")}
-    found = companions_of(net, SearchSpace(knobs))
-    assert set(found) == set(knobs)
-    nodes = {node.name: node for node in net.graph.nodes}
-    for layer in net.layers:
-        assert found[f"{layer.name}/w_bits"] == (f"{layer.name}/w_bits",)
-        readers = {
-            f"{other.name}/a_bits"
-            for other in net.layers
-            if nodes[other.node].args[0] is nodes[layer.node].args[0]
-        }
-        assert set(found[f"{layer.name}/a_bits"]) == readers
-    assert any(len(names) > 1 for names in found.values())
-
-
 def test_what_was_tried_is_not_proposed_again() -> None:
     found = [observe(plan) for _, plan in SPACE.baselines()[1:5]]
     first = make_guide().propose(found, np.random.default_rng(0))
     again = make_guide().propose(found, np.random.default_rng(0), [first])
     assert first != again
-
-
-def test_groups_are_of_kind_and_stage() -> None:
-    net = network(Residual, 3, 8, 8)
-    knobs = {f"{u.name}/keep": (0.5, 1.0) for u in net.units}
-    knobs |= {f"{layer.name}/w_bits": (2, 8) for layer in net.layers}
-    groups = groups_of(net, SearchSpace(knobs))
-    assert set(groups) == set(knobs)
-    for name, group in groups.items():
-        assert group.startswith(name.rpartition("/")[2])
-    by_layer = {n.rpartition("/")[0]: g for n, g in groups.items() if n.endswith("w_bits")}
-    for layer in net.layers:
-        for other in net.layers:
-            if layer.kind != "linear" and other.kind != "linear":
-                same = layer.out_shape[1:] == other.out_shape[1:]
-                assert (by_layer[layer.name] == by_layer[other.name]) == same

@@ -8,8 +8,9 @@ import optuna
 
 from autocompress.searching.allocation import Table
 from autocompress.searching.driver import drive
-from autocompress.searching.guide import Guide, Observed, profile
+from autocompress.searching.guide import Guide, Observed
 from autocompress.searching.oracle import Oracle
+from autocompress.searching.profile import profile
 from autocompress.searching.samplers import GuidedSampler, make_sampler
 from autocompress.searching.study import Study
 from autocompress.spec.plan import Plan

@@ -1,20 +1,30 @@
-"""Guiding: what the guided sampler needs, made for a search when it first asks."""
+"""Preparing a search: the latency model of this machine, and the guide of its sampler."""
 
+import contextlib
 import math
 
+from autocompress.cost.calibrate import Calibration, calibration_path, load_calibration
+from autocompress.cost.calibrate import calibrate as measure_calibration
+from autocompress.cost.terms import terms
+from autocompress.cost.workload import workload
 from autocompress.errors import AutocompressError, RunError
+from autocompress.models.network import Network
+from autocompress.searching.cost_tables import cost_tables
 from autocompress.searching.driver import Progress, ProgressCallback
 from autocompress.searching.evaluate import Evaluator
-from autocompress.searching.guide import Guide, Observed, companions_of, groups_of, profile
+from autocompress.searching.guide import Guide, Observed
 from autocompress.searching.oracle import Oracle
+from autocompress.searching.profile import companions_of, groups_of, profile
 from autocompress.searching.samplers import GuidedSampler
 from autocompress.searching.study import Study
-from autocompress.searching.tables import cost_tables
 from autocompress.spec.budget import LIMITS
 from autocompress.spec.score import OBJECTIVES
+from autocompress.spec.space import SearchSpace
+from autocompress.targets import Target
 from autocompress.transforms.effect import Effects
+from autocompress.transforms.sketch import sketch
 
-__all__ = ["set_guide"]
+__all__ = ["set_guide", "set_latency_model"]
 
 
 def set_guide(study: Study, evaluator: Evaluator, progress: ProgressCallback) -> None:
@@ -89,3 +99,45 @@ def _guide(
         limits=[limits.get(field, math.inf) for field in fields],
         slack=[1.5 if figure == "activation_bytes" else 1.02 for figure in figures],
     )  # fmt: skip
+
+
+def set_latency_model(study: Study, evaluator: Evaluator, progress: ProgressCallback) -> None:
+    """Give an evaluator the latency model of this machine, calibrated where no cache has it.
+
+    What the study has measured so far refines it.
+    """
+    network, target, space = evaluator.network, evaluator.target, study.parameters.space
+    path = calibration_path(network, target)
+    found, note = load_calibration(path, target)
+    if found is not None and _unseen(found, network, space, target):
+        found, note = None, "the latency calibration has not seen all that this space asks for"
+    if found is None:
+        start = "calibrating the latency model (up to two minutes, once)"
+        progress(Progress(0, 1, note="; ".join(part for part in (note, start) if part)))
+        found = measure_calibration(network, target, space, builder=evaluator.builder)
+        with contextlib.suppress(AutocompressError, OSError):  # a search goes on without a cache
+            found.save(path)
+    estimator = evaluator.estimator
+    measured = [
+        (terms(workload(sketch(network, score.plan, target.abilities), target.abilities)), score)
+        for score in study.scores
+        if score.outcome == "ok"
+    ]
+    found.samples += [
+        (made, score.latency_ms * found.reference_ms / (evaluator.reference_ms or 1.0))
+        for made, score in measured
+    ]
+    estimator.model = found.model(evaluator.reference_ms)
+
+
+def _unseen(
+    calibration: Calibration, network: Network, space: SearchSpace, target: Target
+) -> frozenset[str]:
+    """Return the families of operators of a space's baselines that a calibration has not seen."""
+    seen = {term.family for made, _ in calibration.samples for term in made}
+    wanted = {
+        term.family
+        for _, plan in space.baselines()
+        for term in terms(workload(sketch(network, plan, target.abilities), target.abilities))
+    }
+    return frozenset(wanted - seen)

@@ -10,9 +10,9 @@ from autocompress.cost.estimate import Estimator
 from autocompress.cost.latency import LatencyModel
 from autocompress.cost.terms import terms
 from autocompress.cost.workload import workload
-from autocompress.searching import tables as module
+from autocompress.searching import cost_tables as module
 from autocompress.searching.allocation import total
-from autocompress.searching.tables import cost_tables
+from autocompress.searching.cost_tables import cost_tables
 from autocompress.spec.space import SearchSpace
 from autocompress.targets import TARGETS
 from autocompress.transforms.sketch import sketch
@@ -103,7 +103,7 @@ def test_a_file_that_is_overheads_for_the_most_part_is_told_roughly():
     net = NETS["residual"]()
     space, estimator = space_of(net), estimator_of(net)
     found = cost_tables(space, estimator, ["size_bytes"])["size_bytes"]
-    ratios = [total(found, c) / estimator(p).size_bytes for c, p in choices(space, 15, seed=1)]
+    ratios = [total(found, c) / estimator(p).size_bytes for c, p in choices(space, 60, seed=1)]
     assert np.mean(ratios) == pytest.approx(1, abs=0.05)
     assert np.std(ratios) < 0.15
 
@@ -200,10 +200,10 @@ def test_large_tables_are_averaged_over_what_matters_least(monkeypatch):
     assert np.std(ratios) < 0.4
 
 
-def test_the_same_seed_gives_the_same_tables():
+def test_tables_are_the_same_every_time():
     net = NETS["shuffled"]()
     space, figures = space_of(net, w_bits=(2, 8)), ["macs", "size_bytes"]
-    one, two = (cost_tables(space, estimator_of(net), figures, seed=4) for _ in range(2))
+    one, two = (cost_tables(space, estimator_of(net), figures) for _ in range(2))
     for figure in figures:
         assert [t.knobs for t in one[figure]] == [t.knobs for t in two[figure]]
         for first, second in zip(one[figure], two[figure], strict=True):

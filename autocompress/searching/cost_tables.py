@@ -7,7 +7,6 @@ whole.
 """
 
 import math
-import random
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,23 +26,23 @@ Part = tuple[str, str]  # the network's value, and the figure
 
 
 def cost_tables(
-    space: SearchSpace, estimator: Estimator, figures: Sequence[str], seed: int = 0
+    space: SearchSpace, estimator: Estimator, figures: Sequence[str]
 ) -> dict[str, list[Table]]:
     """Return tables over the knobs of a space that have several values, by figure.
 
     ``figures`` are fields of :class:`Estimate`; "latency_ms" is the prediction. What cannot be
     estimated has no tables.
     """
-    builder = _Builder(space, estimator, seed)
+    builder = _Builder(space, estimator)
     return {figure: found for figure in figures if (found := builder.tables(figure))}
 
 
 class _Builder:
     """``values``: what was seen of each part, by what the knobs that it hangs on were."""
 
-    def __init__(self, space: SearchSpace, estimator: Estimator, seed: int) -> None:
+    def __init__(self, space: SearchSpace, estimator: Estimator) -> None:
         self.space, self.estimator = space, estimator
-        self.generator = random.Random(seed)  # noqa: S311 - no secret
+        self.generator = np.random.default_rng(0)
         self.sizes = {name: len(v) for name, v in space.knobs.items() if len(v) > 1}
         seen, self.scopes = self._scopes()
         plans = self._covering()
@@ -120,17 +119,17 @@ class _Builder:
         while any(missing.values()):
             chosen: Choice = {}
             order = sorted((scope for scope, left in missing.items() if left))
-            self.generator.shuffle(order)
-            for scope in sorted(order, key=lambda scope: -len(missing[scope])):
+            mixed = [order[place] for place in self.generator.permutation(len(order))]
+            for scope in sorted(mixed, key=lambda scope: -len(missing[scope])):
                 fits = [
                     place
                     for place in sorted(missing[scope])
                     if all(chosen.get(n, v) == v for n, v in zip(scope, place, strict=True))
                 ]
                 if fits:
-                    chosen.update(zip(scope, self.generator.choice(fits), strict=True))
+                    chosen.update(zip(scope, fits[self.generator.integers(len(fits))], strict=True))
             for name, size in self.sizes.items():
-                chosen.setdefault(name, self.generator.randrange(size))
+                chosen.setdefault(name, int(self.generator.integers(size)))
             for scope, left in missing.items():
                 left.discard(tuple(chosen[name] for name in scope))
             found.append(chosen)
@@ -178,7 +177,7 @@ class _Builder:
         kinds = sorted({(split_name(n)[1], v) for n in self.sizes for v in self.space.knobs[n]})
         rows, rest = [], []
         for _ in range(_SAMPLES + len(kinds)):
-            chosen = {n: self.generator.randrange(size) for n, size in self.sizes.items()}
+            chosen = {n: int(self.generator.integers(size)) for n, size in self.sizes.items()}
             size = self.estimator(self._plan(chosen)).size_bytes
             taken = [(split_name(n)[1], self.space.knobs[n][v]) for n, v in chosen.items()]
             rows.append([1.0, *(float(taken.count(kind)) for kind in kinds)])
