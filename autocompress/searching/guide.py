@@ -66,12 +66,12 @@ class Guide:
         slack: Sequence[float] = (),
     ) -> None:
         self.space, self.oracle, self.estimate = space, oracle, estimate
-        self.losses = LossModel(known.effects, groups, known.base)
+        self.losses = LossModel(known.effects, groups, known.base, _neighbours(known, tables))
         self.costs, self.objectives, self.limits = tables, objectives, np.array(limits)
         self._slack = np.array(slack or [1.02] * len(limits))
         self.sizes = {name: len(space.knobs[name]) for name in self.losses.knobs}
         self.outlook = math.nan
-        self._alone = self.losses.tables(np.ones(len(self.losses.knobs)))
+        self._alone = self.losses.tables()
         self._whole = np.array([size - 1 for size in self.sizes.values()])
         self._places: list[Places] = []  # of what the oracle knows and is no single value
         self._effects: list[float] = []
@@ -111,6 +111,7 @@ class Guide:
         """
         number = len(observed)
         known = {*(entry.plan for entry in observed), *tried}
+        link = self._link(observed)
         weighing = self.weigh(self._level(number, generator))
         pool = self._candidates(weighing, observed, generator)
         fresh = {plan: row for row in pool if (plan := self._plan(row)) not in known}
@@ -118,7 +119,6 @@ class Guide:
             return self._plan(generator.integers(self._whole + 1))
         plans: list[Plan] = list(fresh)
         places = np.stack(list(fresh.values()))
-        link = self._link(observed)
         effects = self.losses.base + self.losses.rows(places) @ weighing.means
         expected, costs = link(np.maximum(effects, _NOISE)), self._totals(places)
         volume, held = self._held(observed)
@@ -153,10 +153,7 @@ class Guide:
                 if (places < self._whole).sum() > 1:  # what one does alone is where it starts
                     self._places.append(places)
                     self._effects.append(max(loss, _NOISE))
-        if not self._places:
-            count = len(self.losses.knobs)
-            return Weighing(np.ones(count), 0.3 * np.eye(count))
-        every = np.stack(self._places)
+        every = np.array(self._places, dtype=np.intp).reshape(-1, len(self._whole))
         apart = ((_logs(self._totals(every)) - level) / _REACH)[:, : self.objectives]
         weights = np.exp(-(apart**2).sum(1) / 2) + 0.01
         return self.losses.fit(self.losses.rows(every), np.array(self._effects), weights)
@@ -241,6 +238,12 @@ class Guide:
 
 def _logs(costs: Floats | Sequence[Sequence[float]]) -> Floats:
     return np.log(np.maximum(np.asarray(costs, dtype=np.float64), 1e-12))
+
+
+def _neighbours(known: Profile, tables: Sequence[Sequence[Table]]) -> list[tuple[str, str]]:
+    """Return the pairs of profiled knobs that some cost hangs on together."""
+    scopes = (sorted(set(table.knobs) & set(known.effects)) for many in tables for table in many)
+    return sorted({pair for scope in scopes for pair in itertools.combinations(scope, 2)})
 
 
 def _front(observed: Sequence[Observed]) -> list[Observed]:

@@ -1,11 +1,12 @@
 """The profile: what each value of a space does to a network's outputs by itself."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from autocompress.models.network import Network
 from autocompress.searching.oracle import Oracle
-from autocompress.spec.plan import split_name
+from autocompress.spec.plan import Plan, split_name
 from autocompress.spec.space import SearchSpace
 
 __all__ = ["Profile", "companions_of", "groups_of", "profile"]
@@ -58,26 +59,50 @@ def profile(
 ) -> Profile:
     """Return the effects of a space's values; ``progress`` is told done and all.
 
-    Values that have an effect only together are set together, and share it.
+    Of a knob with four values or more every second one is computed, from the lowest up; the
+    logarithm of what lies between is interpolated, that of the last but one extrapolated. Values
+    that have an effect only together are set together, and share it.
     """
-    wanted = [(name, v) for name, values in space.knobs.items() if len(values) > 1 for v in values]
     rest = {name: values[-1] for name, values in space.knobs.items()}
     base = oracle(space.plan(rest))
-    found: dict[str, list[float]] = {}
-    for done, (name, value) in enumerate(wanted):
+    wanted = [
+        (name, place)
+        for name, values in space.knobs.items()
+        for place in range(0, len(values) - 1, 2 if len(values) > 3 else 1)
+    ]
+    found: dict[str, dict[int, float]] = {}
+    for done, (name, place) in enumerate(wanted):
         progress(done, len(wanted))
-        knob = split_name(name)[1]
         together = companions.get(name, (name,))
-        chosen = dict(rest)
-        for other in together:
-            chosen[other] = min(v for v in space.knobs[other] if v >= value or v == rest[other])
-        if knob == "a_bits" and value <= 8:
-            for other in together:
-                weights = f"{split_name(other)[0]}/w_bits"
-                narrow = [v for v in space.knobs.get(weights, ()) if v <= 8]
-                if narrow:
-                    chosen[weights] = narrow[-1]
-        effect = oracle(space.plan(chosen)) - base
-        found.setdefault(name, []).append(max(effect, 0.0) / len(together))
+        effect = oracle(_alone(space, name, space.knobs[name][place], together)) - base
+        found.setdefault(name, {})[place] = max(effect, 0.0) / len(together)
     progress(len(wanted), len(wanted))
-    return Profile(found, base)
+    return Profile({n: _filled(few, len(space.knobs[n])) for n, few in found.items()}, base)
+
+
+def _alone(space: SearchSpace, name: str, value: float, together: Sequence[str]) -> Plan:
+    """Return the plan that sets a value, and only what it needs to have an effect."""
+    chosen = {other: values[-1] for other, values in space.knobs.items()}
+    knob = split_name(name)[1]
+    for other in together:
+        values = space.knobs[other]
+        chosen[other] = min(v for v in values if v >= value or v == values[-1])
+        weights = f"{split_name(other)[0]}/w_bits"
+        narrow = [v for v in space.knobs.get(weights, ()) if v <= 8]
+        if knob == "a_bits" and value <= 8 and narrow:
+            chosen[weights] = narrow[-1]
+    return space.plan(chosen)
+
+
+def _filled(few: Mapping[int, float], count: int) -> list[float]:
+    """Return the effects of all places of a knob from those of some; the last has none."""
+    found = [few.get(place, math.nan) for place in range(count - 1)]
+    for place in range(1, count - 1):
+        if place not in few:
+            before = found[place - 1]
+            if place + 1 in few:
+                found[place] = math.sqrt(before * max(few[place + 1], 1e-12))
+            else:
+                ratio = before / found[place - 2] if 0 < found[place - 2] < math.inf else 1.0
+                found[place] = before * min(ratio, 1.0)
+    return [*found, 0.0]

@@ -1,7 +1,7 @@
 """How good a front samplers find with how many evaluations, on ResNet-20 for Fashion-MNIST.
 
     python experiments/benchmarks/search_efficiency.py [--samplers guided tpe nsga2 random gp]
-        [--seeds 0 1 2] [--trials 400] [--gp-trials 150] [--guided-trials 100] [--images 2000]
+        [--seeds 0 1 2] [--trials 400] [--gp-trials 150] [--guided-trials 100] [--images 1000]
         [--objective size|latency]
 
 Per-layer keep, w_bits and a_bits; each evaluation builds the file and scores it in onnxruntime on
@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=400)
     parser.add_argument("--gp-trials", type=int, default=150)
     parser.add_argument("--guided-trials", type=int, default=100)
-    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--objective", choices=["size", "latency"], default="size")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -137,7 +137,7 @@ def main() -> None:
     )  # fmt: skip
     reference = cost(Plan())
     limit = math.inf if model is None else reference / 2
-    rows = []
+    path = RESULTS / f"search_efficiency_{options.objective}.csv"
     for sampler in options.samplers:
         for seed in options.seeds:
             trials = {"gp": options.gp_trials, "guided": options.guided_trials}.get(
@@ -157,15 +157,14 @@ def main() -> None:
                 + f"; {time.perf_counter() - start:.0f} s",
                 flush=True,
             )
-            rows += [
+            rows = [
                 {
                     "sampler": sampler, "seed": seed, "trial": place,
                     "evaluations": round(place + extra, 2), "hypervolume": round(value, 6),
                 }
                 for place, (extra, value) in enumerate(curve, 1)
             ]  # fmt: skip
-    path = RESULTS / f"search_efficiency_{options.objective}.csv"
-    replace_rows(path, rows, ("sampler", "seed"))
+            replace_rows(path, rows, ("sampler", "seed"))
 
 
 def plain(name, seed, trials, scores, cost, limit, space, network):

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -23,8 +25,33 @@ def test_the_profile_is_of_single_values() -> None:
     assert found.effects == pytest.approx({n: pytest.approx(v) for n, v in EFFECTS.items()})
     assert found.base == 0
     assert len(asked) == sum(len(v) for v in SPACE.knobs.values()) - len(NAMES) + 1
-    assert told[0] == (0, 23)
-    assert told[-1] == (23, 23)
+    assert told[0] == (0, 15)
+    assert told[-1] == (15, 15)
+
+
+def test_every_second_of_many_values_is_computed() -> None:
+    space = SearchSpace({"a/w_bits": (2, 3, 4, 5, 6, 7, 8), "b/keep": (0.25, 0.5, 0.75, 1.0)})
+    asked: list[Plan] = []
+
+    def effect(plan: Plan) -> float:
+        asked.append(plan)
+        bits = plan.get("a", "w_bits")
+        return 0.1 + (0.0 if bits == 8 else 4.0**-bits) + 1.0 - plan.get("b", "keep")
+
+    found = profile(space, Oracle(effect), {})
+    assert found.effects["a/w_bits"] == pytest.approx([4.0**-bits for bits in range(2, 8)] + [0])
+    assert found.effects["b/keep"] == pytest.approx([0.75, (0.75 * 0.25) ** 0.5, 0.25, 0])
+    assert len(asked) == 1 + 3 + 2
+
+
+def test_what_lies_beside_outputs_that_are_no_numbers_is_no_number() -> None:
+    space = SearchSpace({"a/w_bits": (2, 3, 4, 5, 8)})
+
+    def effect(plan: Plan) -> float:
+        return math.inf if plan.get("a", "w_bits") == 2 else 0.0
+
+    effects = profile(space, Oracle(effect), {}).effects["a/w_bits"]
+    assert effects == [math.inf, math.inf, 0.0, 0.0, 0.0]
 
 
 def test_effects_are_above_what_the_highest_values_do() -> None:
