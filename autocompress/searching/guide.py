@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
-from autocompress.searching.allocation import Table, sweep, totals
+from autocompress.searching.allocation import Table, solve, sweep, totals
 from autocompress.searching.losses import LossModel, Weighing
 from autocompress.searching.oracle import Oracle
 from autocompress.searching.profile import Profile
@@ -31,6 +31,9 @@ _NOISE = 1e-7  # what float32 cannot tell from no effect
 _DEEP = math.log(1000)  # as far below the highest cost as there is anything to look for
 _ESTIMATED = 24  # candidates whose costs are estimated until enough are within the limits
 _ASKED = 24  # measured plans whose effect the oracle is asked for at once
+_STALE = 5  # rounds of an allocation that found nothing better by more than
+_BETTER = 0.98
+_SECONDS = 2.0  # of integer programming in a round
 _EXPLORE = 8  # every so many proposals one that the model has no say in
 
 
@@ -73,6 +76,7 @@ class Guide:
         self.outlook = math.nan
         self._alone = self.losses.tables()
         self._whole = np.array([size - 1 for size in self.sizes.values()])
+        self._known: dict[Plan, Places | None] = {}
         self._places: list[Places] = []  # of what the oracle knows and is no single value
         self._effects: list[float] = []
         self._read = 0
@@ -85,9 +89,17 @@ class Guide:
         values = zip(self.sizes, places.tolist(), strict=True)
         return self.space.plan({name: self.space.knobs[name][place] for name, place in values})
 
-    def _places_of(self, plan: Plan) -> Places:
-        values = self.space.choices(plan)
-        return np.array([self.space.knobs[name].index(values[name]) for name in self.sizes])
+    def _places_of(self, plan: Plan) -> Places | None:
+        """Return the places of a plan's values, None if it is not of the space."""
+        if plan not in self._known:
+            places = None
+            if self.space.contains(plan):
+                values = self.space.choices(plan)
+                places = np.array(
+                    [self.space.knobs[name].index(values[name]) for name in self.sizes]
+                )
+            self._known[plan] = places
+        return self._known[plan]
 
     def _table(self, chosen: Sequence[Mapping[str, int]]) -> Places:
         """Return choices as places, [choices, knobs]; what no table hangs on stays as it is."""
@@ -110,33 +122,76 @@ class Guide:
         Where all that it can think of are known, one at random.
         """
         number = len(observed)
-        known = {*(entry.plan for entry in observed), *tried}
+        every = (self._places_of(plan) for plan in (*(o.plan for o in observed), *tried))
+        known = {places.tobytes() for places in every if places is not None}
         link = self._link(observed)
         weighing = self.weigh(self._level(number, generator))
         pool = self._candidates(weighing, observed, generator)
-        fresh = {plan: row for row in pool if (plan := self._plan(row)) not in known}
-        if not fresh:
+        places = pool[[row.tobytes() not in known for row in pool]]
+        if not len(places):
             return self._plan(generator.integers(self._whole + 1))
-        plans: list[Plan] = list(fresh)
-        places = np.stack(list(fresh.values()))
         effects = self.losses.base + self.losses.rows(places) @ weighing.means
         expected, costs = link(np.maximum(effects, _NOISE)), self._totals(places)
         volume, held = self._held(observed)
         gain = self._gains(volume, held, expected, costs)
         self._outlook(volume, held, expected, costs)
         if number % _EXPLORE == _EXPLORE - 1 or gain.max() <= 0:
-            return plans[int(generator.integers(len(plans)))]
+            return self._plan(places[generator.integers(len(places))])
         best: dict[Plan, Floats] = {}
         spare: dict[Plan, Floats] = {}
         for place in np.argsort(-gain)[:_ESTIMATED]:
-            exact = np.nan_to_num(np.array(self.estimate(plans[place])), nan=1e300)
-            (best if (exact <= self.limits).all() else spare)[plans[place]] = exact
+            plan = self._plan(places[place])
+            exact = np.nan_to_num(np.array(self.estimate(plan)), nan=1e300)
+            (best if (exact <= self.limits).all() else spare)[plan] = exact
             if len(best) == _TRIED:
                 break
         chosen = best or dict(itertools.islice(spare.items(), _TRIED))
         answers = link(np.array([max(self.oracle(plan), _NOISE) for plan in chosen]))
         gain = self._gains(volume, held, answers, np.stack(list(chosen.values())))
         return list(chosen)[int(gain.argmax())]
+
+    def allocate(self, limits: Sequence[float], generator: np.random.Generator) -> Plan | None:
+        """Return the plan of least effect found whose costs are within limits, None if none is.
+
+        ``limits``: of all costs in order. What the model thinks best is tried on the calibration
+        inputs, the model fitted again, and so on, until nothing better was found for a while.
+        """
+        bounds, least, stale = np.array(limits, dtype=np.float64), math.inf, 0
+        while True:
+            weighing = self.weigh(np.log(bounds))
+            best, effect = self._best(bounds)
+            stale = 0 if effect < _BETTER * least else stale + 1
+            least = min(effect, least)
+            if stale == _STALE:
+                return None if best is None else self._plan(best)
+            pairs = zip(weighing.means, self._alone, strict=True)
+            loss = [Table(table.knobs, weight * table.values) for weight, table in pairs]
+            exact = solve(loss, self.costs, limits, seconds=_SECONDS, gap=1e-2)
+            if exact is None:
+                return None
+            found = [self._table([exact]), self._solutions(weighing, generator)]
+            if best is not None:
+                found.append(self._beside(best[None], generator))
+            pool = np.unique(np.concatenate(found), axis=0)
+            pool = pool[self._within(pool, bounds)]
+            order = np.argsort(self.losses.rows(pool) @ weighing.means)
+            plans = (self._plan(row) for row in pool[order])
+            for plan in itertools.islice((p for p in plans if p not in self.oracle.known), _TRIED):
+                self.oracle(plan)
+
+    def _best(self, bounds: Floats) -> tuple[Places | None, float]:
+        """Return the known choice of least effect within bounds, and its effect."""
+        within = self._within(self._seen(), bounds)
+        effects = np.where(within, self._effects, math.inf)
+        place = int(effects.argmin()) if within.any() else -1
+        return (self._places[place], self._effects[place]) if place >= 0 else (None, math.inf)
+
+    def _within(self, places: Places, bounds: Floats) -> NDArray[np.bool_]:
+        return np.asarray((self._totals(places) <= bounds * (1 + 1e-9)).all(1))
+
+    def _seen(self) -> Places:
+        """Return the choices whose effect is known, [choices, knobs]."""
+        return np.array(self._places, dtype=np.intp).reshape(-1, len(self._whole))
 
     def _level(self, number: int, generator: np.random.Generator) -> Floats:
         """Return the log costs that a fit is to be good at, spread over all there may be."""
@@ -148,12 +203,13 @@ class Guide:
         news = list(itertools.islice(self.oracle.known.items(), self._read, None))
         self._read += len(news)
         for plan, loss in news:
-            if self.space.contains(plan) and 0 < loss < math.inf:
-                places = self._places_of(plan)
-                if (places < self._whole).sum() > 1:  # what one does alone is where it starts
-                    self._places.append(places)
-                    self._effects.append(max(loss, _NOISE))
-        every = np.array(self._places, dtype=np.intp).reshape(-1, len(self._whole))
+            places = self._places_of(plan)
+            if places is None or not 0 < loss < math.inf:
+                continue
+            if (places < self._whole).sum() > 1:  # what one does alone is where it starts
+                self._places.append(places)
+                self._effects.append(max(loss, _NOISE))
+        every = self._seen()
         apart = ((_logs(self._totals(every)) - level) / _REACH)[:, : self.objectives]
         weights = np.exp(-(apart**2).sum(1) / 2) + 0.01
         return self.losses.fit(self.losses.rows(every), np.array(self._effects), weights)
@@ -161,7 +217,17 @@ class Guide:
     def _candidates(
         self, weighing: Weighing, observed: Sequence[Observed], generator: np.random.Generator
     ) -> Places:
-        """Return solutions at many prices, for several draws of coefficients, and neighbours."""
+        """Return solutions, and neighbours of the measured front, within limits if any are."""
+        found = [self._solutions(weighing, generator)]
+        front = [self._places_of(o.plan) for o in _front(observed)]
+        if own := [places for places in front if places is not None]:
+            found.append(self._beside(np.stack(own), generator))
+        pool = np.unique(np.concatenate(found), axis=0)
+        within = self._within(pool, self._slack * self.limits)
+        return pool[within] if within.any() else pool
+
+    def _solutions(self, weighing: Weighing, generator: np.random.Generator) -> Places:
+        """Return what is best at many prices, for the coefficients' means and for several draws."""
         spans = np.array([sum(float(np.ptp(t.values)) for t in tables) for tables in self.costs])
         worth = float(sum(np.ptp(values) for values in self.losses.effects.values()))
         drawn = [weighing.means, *(weighing.draw(generator) for _ in range(_DRAWS - 1))]
@@ -169,28 +235,19 @@ class Guide:
         steps = (np.arange(_PRICES) + generator.random((_DRAWS, _PRICES))) / _PRICES
         scale = 10 ** (-4 + 5 * steps)
         prices = (scale[..., None] * mixes[:, None]).reshape(-1, len(self.costs))
-        found = [
-            self._table(
-                sweep(
-                    self._alone,
-                    self.costs,
-                    prices * worth / np.maximum(spans, 1e-300),
-                    np.repeat(drawn, _PRICES, axis=0),
-                )
-            )
-        ]
-        front = [o for o in _front(observed) if self.space.contains(o.plan)]
-        if front:
-            near = np.stack([self._places_of(o.plan) for o in front])
-            near = near[generator.integers(len(near), size=_MUTANTS)]
-            for row in near:
-                for knob in generator.integers(len(row), size=int(generator.integers(1, 4))):
-                    step = 1 if generator.random() < 0.5 else -1
-                    row[knob] = min(max(row[knob] + step, 0), self._whole[knob])
-            found.append(near)
-        pool = np.concatenate(found)
-        within = (self._totals(pool) <= self._slack * self.limits).all(1)
-        return pool[within] if within.any() else pool
+        prices = prices * worth / np.maximum(spans, 1e-300)
+        return self._table(
+            sweep(self._alone, self.costs, prices, np.repeat(drawn, _PRICES, axis=0))
+        )
+
+    def _beside(self, places: Places, generator: np.random.Generator) -> Places:
+        """Return choices a few steps beside some of those given."""
+        near = places[generator.integers(len(places), size=_MUTANTS)]
+        for row in near:
+            for knob in generator.integers(len(row), size=int(generator.integers(1, 4))):
+                step = 1 if generator.random() < 0.5 else -1
+                row[knob] = min(max(row[knob] + step, 0), self._whole[knob])
+        return near
 
     def _link(self, observed: Sequence[Observed]) -> Callable[[Floats], Floats]:
         """Return accuracy as a falling function of the effect, after what was measured."""

@@ -93,7 +93,7 @@ class LossModel:
         ones = _covariance([groups[knob] for knob in self.knobs], _GROUP, _OWN) + _ALL**2
         mixed = [" × ".join(sorted((groups[a], groups[b]))) for a, b in pairs]
         self._prior = block_diag(ones, _covariance(mixed, _PAIRS, _PAIR))
-        self._root = np.linalg.cholesky(self._prior)
+        self._root = np.asarray(np.linalg.cholesky(self._prior), dtype=np.float64)
 
     def rows(self, places: NDArray[np.intp]) -> Floats:
         """Return what coefficients multiply in choices, [choices, knobs and pairs].

@@ -25,13 +25,12 @@ def non_dominated(scores: Sequence[Score], objectives: tuple[str, ...]) -> list[
 def undominated(costs: NDArray[np.float64]) -> list[int]:
     """Return the rows of [scores, costs] that no other dominates, of equal ones the first."""
     front = []
-    for i, cost in enumerate(costs):
-        no_worse = (costs <= cost).all(axis=1)
-        better = no_worse & (costs < cost).any(axis=1)
-        equal = no_worse & ~better
-        if not better.any() and not equal[:i].any():
-            front.append(i)
-    return front
+    left = np.lexsort(costs.T[::-1])
+    while len(left):  # the first is dominated by none of the others
+        first, left = left[0], left[1:]
+        front.append(int(first))
+        left = left[~(costs[left] >= costs[first]).all(axis=1)]
+    return sorted(front)
 
 
 def closest_miss(scores: Sequence[Score], budget: Budget) -> Score | None:

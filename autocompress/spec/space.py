@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -44,6 +45,10 @@ class SearchSpace:
         text = json.dumps({name: list(values) for name, values in sorted(self.knobs.items())})
         return hashlib.sha256(text.encode()).hexdigest()
 
+    @cached_property
+    def _neutral(self) -> Mapping[str, Value]:
+        return {name: Plan().get(*split_name(name)) for name in self.knobs}
+
     def plan(self, choices: Mapping[str, Value]) -> Plan:
         """Return the plan of a full choice; knobs with one value need not be named."""
         only = {name: values[0] for name, values in self.knobs.items() if len(values) == 1}
@@ -51,7 +56,7 @@ class SearchSpace:
 
     def choices(self, plan: Plan) -> dict[str, Value]:
         """Return the value of every knob of the space in a plan."""
-        return {name: plan.get(*split_name(name)) for name in self.knobs}
+        return {name: plan.settings.get(name, neutral) for name, neutral in self._neutral.items()}
 
     def contains(self, plan: Plan) -> bool:
         """Tell whether a plan takes its values from the space and sets nothing else."""
@@ -59,17 +64,6 @@ class SearchSpace:
         return set(plan.settings) <= set(self.knobs) and all(
             value in self.knobs[name] for name, value in chosen.items()
         )
-
-    def neighbours(self, plan: Plan) -> Iterator[Plan]:
-        """Yield the plans one step of one knob away; raise PlanError for a plan outside."""
-        if not self.contains(plan):
-            raise PlanError("Only a plan of the space has neighbours in it.")
-        chosen = self.choices(plan)
-        for name, values in self.knobs.items():
-            at = values.index(chosen[name])
-            for step in (at - 1, at + 1):
-                if 0 <= step < len(values):
-                    yield Plan({**chosen, name: values[step]})
 
     def uniform(self, **wanted: Value) -> Plan:
         """Return the plan with one value a knob (``w_bits=4``) wherever the space has it.

@@ -142,3 +142,21 @@ def test_what_was_tried_is_not_proposed_again() -> None:
     first = make_guide().propose(found, np.random.default_rng(0))
     again = make_guide().propose(found, np.random.default_rng(0), [first])
     assert first != again
+
+
+def test_an_allocation_is_the_best_plan_within_limits() -> None:
+    """Of all plans, though the effects of single values mislead."""
+    for quantile in (0.15, 0.4):
+        limit = float(np.quantile([o.costs[0] for o in every()], quantile))
+        oracle = Oracle(loss_of)
+        plan = make_guide(oracle=oracle).allocate([limit], np.random.default_rng(0))
+        assert plan is not None
+        assert size_of(plan) <= limit
+        best = min(loss_of(o.plan) for o in every() if o.costs[0] <= limit)
+        assert loss_of(plan) <= 1.05 * best
+        assert len(oracle.known) < 150  # of 4,374
+
+
+def test_nothing_is_allocated_where_nothing_fits() -> None:
+    least = min(o.costs[0] for o in every())
+    assert make_guide().allocate([0.9 * least], np.random.default_rng(0)) is None

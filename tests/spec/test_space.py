@@ -3,7 +3,7 @@ from itertools import product
 
 import pytest
 
-from autocompress.errors import ConfigError, PlanError, SpaceError
+from autocompress.errors import ConfigError, SpaceError
 from autocompress.spec.abilities import Abilities
 from autocompress.spec.plan import Plan
 from autocompress.spec.space import SearchSpace, SpaceTemplate
@@ -96,20 +96,6 @@ def test_contains_and_size_agree_with_enumeration():
     assert not SMALL.contains(Plan({"a/w_bits": 3}))
     assert not SMALL.contains(Plan({"a/w_bits": 4, "c/w_bits": 4}))
     assert not SMALL.contains(Plan())  # a/w_bits = 32 is not in the space
-
-
-def test_neighbours_are_one_step_away():
-    plan = SMALL.plan({"a/w_bits": 4, "b/w_bits": 32, "a/keep": 1.0})
-    found = set(SMALL.neighbours(plan))
-    expected = {
-        SMALL.plan({"a/w_bits": 2, "b/w_bits": 32, "a/keep": 1.0}),
-        SMALL.plan({"a/w_bits": 8, "b/w_bits": 32, "a/keep": 1.0}),
-        SMALL.plan({"a/w_bits": 4, "b/w_bits": 8, "a/keep": 1.0}),
-        SMALL.plan({"a/w_bits": 4, "b/w_bits": 32, "a/keep": 0.5}),
-    }
-    assert found == expected
-    with pytest.raises(PlanError):
-        list(SMALL.neighbours(Plan()))
 
 
 def test_uniform_takes_the_next_higher_value_where_it_must():
