@@ -31,7 +31,7 @@ from autocompress.searching.driver import Progress, ProgressCallback, drive, fin
 from autocompress.searching.evaluate import Evaluator
 from autocompress.searching.explain import explain
 from autocompress.searching.parameters import Parameters
-from autocompress.searching.prepare import set_guide, set_latency_model
+from autocompress.searching.prepare import set_guide, set_latency_model, tell_cost
 from autocompress.searching.samplers import make_sampler
 from autocompress.searching.study import Study, driver_lock, read_study
 from autocompress.spec.budget import Budget
@@ -323,6 +323,7 @@ def _run(
             getattr(study.sampler, "reason", ""),
         ]
         run.note = "; ".join(note for note in notes if note)
+        tell_cost(study, report)
         run.floor = study.note("floor") or {}
         run.write_front()
     return run

@@ -118,7 +118,7 @@ class _Screen:
     def _show(self, progress: "Progress") -> None:
         if progress.note:
             self.close()
-            print(f"{progress.note} …", file=sys.stderr, flush=True)
+            print(progress.note, file=sys.stderr, flush=True)
             return
         if self.bar is None or self.what != progress.what:
             self.close()

@@ -686,7 +686,15 @@ def test_guided_profiles_once_and_goes_on_with_what_it_has(tmp_path: Path) -> No
     assert completed(run) == 14
     profiled = [p for p in notes if p.what == "effects profiled"]
     assert [p.done for p in profiled] == list(range(profiled[-1].total + 1))
+    told = [p.note for p in notes if p.note.startswith(("profiled: ", "tried on the calib"))]
+    costs = [
+        re.search(r": (\d+) plans in [\d.]+ s, as long as [\d.]+ evaluations$", n) for n in told
+    ]
+    counts = [int(cost[1]) for cost in costs if cost]
+    assert len(counts) == 2
+    assert counts[0] < counts[1]
     lines = (tmp_path / "run/profile/effects.jsonl").read_text().splitlines()
+    assert len(lines) == counts[1]
     assert len(lines) >= profiled[-1].total - 5  # what changes nothing is one plan for all
     stamp = lines[:5]
     run.resume(4)

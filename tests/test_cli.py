@@ -174,7 +174,7 @@ def test_progress_goes_to_stderr_and_quiet_leaves_the_result(command, run, capsy
     silent = capsys.readouterr()
     assert silent.err == ""
     assert silent.out == loud.out
-    assert "tracing the model …" in loud.err
+    assert "tracing the model\n" in loud.err
     assert "trials 2/30" in loud.err
     assert "trials 30/30" in loud.err
     assert "best 8.0× smaller, 5 failed" in loud.err

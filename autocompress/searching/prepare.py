@@ -3,6 +3,8 @@
 import contextlib
 import math
 
+import numpy as np
+
 from autocompress.cost.calibrate import Calibration, calibration_path, load_calibration
 from autocompress.cost.calibrate import calibrate as measure_calibration
 from autocompress.cost.terms import terms
@@ -24,7 +26,7 @@ from autocompress.targets import Target
 from autocompress.transforms.effect import Effects
 from autocompress.transforms.sketch import sketch
 
-__all__ = ["set_guide", "set_latency_model"]
+__all__ = ["set_guide", "set_latency_model", "tell_cost"]
 
 
 def set_guide(study: Study, evaluator: Evaluator, progress: ProgressCallback) -> None:
@@ -51,6 +53,8 @@ def set_guide(study: Study, evaluator: Evaluator, progress: ProgressCallback) ->
         found = _guide(study, evaluator, progress, fields, limits)
         if isinstance(found, str):
             progress(Progress(0, 1, note=f"not guided, tpe proposes: {found}"))
+        else:
+            progress(Progress(0, 1, note=f"profiled: {_cost(study, found)}"))
         return found
 
     def observed() -> list[Observed]:
@@ -61,6 +65,21 @@ def set_guide(study: Study, evaluator: Evaluator, progress: ProgressCallback) ->
         ]
 
     sampler.attach(make, study.parameters, observed, lambda: [s.plan for s in study.scores])
+
+
+def tell_cost(study: Study, progress: ProgressCallback) -> None:
+    """Tell progress what a guided search spent beside its trials."""
+    if isinstance(study.sampler, GuidedSampler) and study.sampler.guide is not None:
+        cost = _cost(study, study.sampler.guide)
+        progress(Progress(0, 1, note=f"tried on the calibration inputs alone: {cost}"))
+
+
+def _cost(study: Study, guide: Guide) -> str:
+    """Return what the oracle's answers took, in evaluations of the study too."""
+    oracle = guide.oracle
+    each = [sum(score.seconds.values()) for score in study.scores if score.outcome == "ok"]
+    equal = f", as long as {oracle.seconds / np.median(each):.1f} evaluations" if each else ""
+    return f"{len(oracle.known)} plans in {oracle.seconds:.1f} s{equal}"
 
 
 def _guide(

@@ -9,7 +9,7 @@ import pytest
 
 from autocompress.errors import InputError
 from autocompress.spec.budget import LIMITS, Budget
-from autocompress.spec.pareto import Volume, closest_miss, non_dominated
+from autocompress.spec.pareto import Volume, closest_miss, non_dominated, undominated
 from autocompress.spec.plan import Plan, Recipe
 from autocompress.spec.score import OBJECTIVES, Score, check_objectives
 
@@ -208,3 +208,22 @@ def test_what_is_added_is_the_difference_of_volumes():
     ):
         more = volume.of([*accuracies, accuracy], np.vstack([logs, place]))
         assert gain == pytest.approx(more - volume.of(accuracies, logs))
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3])
+def test_the_undominated_are_those_that_no_other_is_better_than(columns):
+    generator = np.random.default_rng(columns)
+    for count in (0, 1, 2, 30, 120):
+        costs = generator.integers(0, 6, (count, columns)).astype(float)
+        slow = [
+            i
+            for i, own in enumerate(costs)
+            if not any((o <= own).all() and (o < own).any() for o in costs)
+            and not any((o == own).all() for o in costs[:i])
+        ]
+        assert undominated(costs) == slow
+
+
+def test_what_has_no_figure_dominates_nothing():
+    costs = np.array([[math.nan, 1.0], [2.0, 2.0], [3.0, 3.0]])
+    assert undominated(costs) == [0, 1]

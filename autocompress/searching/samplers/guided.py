@@ -25,7 +25,8 @@ class GuidedSampler(BaseSampler):
     """Proposes what a guide does; without one, what another sampler does, the ``fallback``.
 
     ``attach`` tells it how to make the guide, which it does when it is first asked for a plan.
-    ``reason``: why there is none, "" if there is one or none was asked for yet.
+    ``guide``: the guide, once there is one; ``reason``: why there is none, "" if there is one or
+    none was asked for yet.
     """
 
     def __init__(self, fallback: BaseSampler, seed: int = 0) -> None:
@@ -33,7 +34,7 @@ class GuidedSampler(BaseSampler):
         self._fallback = fallback
         self._generator = np.random.default_rng(seed)
         self._make: Callable[[], Guide | str] | None = None
-        self._guide: Guide | None = None
+        self.guide: Guide | None = None
         self._parameters: Parameters | None = None
         self._observed: Callable[[], Sequence[Observed]] = tuple
         self._tried: Callable[[], Collection[Plan]] = tuple
@@ -59,9 +60,9 @@ class GuidedSampler(BaseSampler):
 
         NaN before its first proposal, 0 where there is no guide.
         """
-        if self._guide is None:
+        if self.guide is None:
             return 0.0 if self._make is None else math.nan
-        return self._guide.outlook
+        return self.guide.outlook
 
     def _ready(self) -> bool:
         """Make the guide where that has not been tried yet; return whether there is one."""
@@ -70,8 +71,8 @@ class GuidedSampler(BaseSampler):
             if isinstance(made, str):
                 self.reason = f"not guided, tpe proposed: {made}"
             else:
-                self._guide = made
-        return self._guide is not None
+                self.guide = made
+        return self.guide is not None
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -86,9 +87,9 @@ class GuidedSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Return the parameters of the guide's plan."""
-        if self._guide is None or self._parameters is None:
+        if self.guide is None or self._parameters is None:
             return self._fallback.sample_relative(study, trial, search_space)
-        plan = self._guide.propose(self._observed(), self._generator, self._tried())
+        plan = self.guide.propose(self._observed(), self._generator, self._tried())
         return dict(self._parameters.of(plan) or {})
 
     def sample_independent(
