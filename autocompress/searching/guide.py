@@ -233,7 +233,7 @@ class Guide:
         drawn = [weighing.means, *(weighing.draw(generator) for _ in range(_DRAWS - 1))]
         mixes = generator.dirichlet(np.ones(len(self.costs)), _DRAWS)
         steps = (np.arange(_PRICES) + generator.random((_DRAWS, _PRICES))) / _PRICES
-        scale = 10 ** (-4 + 5 * steps)
+        scale = 10 ** (-4 + 6.5 * steps)
         prices = (scale[..., None] * mixes[:, None]).reshape(-1, len(self.costs))
         prices = prices * worth / np.maximum(spans, 1e-300)
         return self._table(

@@ -42,9 +42,10 @@ def companions_of(network: Network, space: SearchSpace) -> dict[str, tuple[str, 
 
 @dataclass(frozen=True)
 class Profile:
-    """What values do to the outputs: ``effects`` by knob, each value alone, above ``base``.
+    """What values do to the outputs: ``effects`` by knob, each value alone.
 
-    ``base`` is what the plan does that has the highest value of every knob.
+    ``base`` is what the plan does that has the highest value of every knob: the effects of these
+    are in it, and 0 here.
     """
 
     effects: Mapping[str, Sequence[float]]
@@ -59,12 +60,12 @@ def profile(
 ) -> Profile:
     """Return the effects of a space's values; ``progress`` is told done and all.
 
-    Of a knob with four values or more every second one is computed, from the lowest up; the
-    logarithm of what lies between is interpolated, that of the last but one extrapolated. Values
-    that have an effect only together are set together, and share it.
+    Each is that of a network that is uncompressed but for the value, so that what lies before it
+    need not be computed. Of a knob with four values or more every second one is computed, from the
+    lowest up; the logarithm of what lies between is interpolated, that of the last but one
+    extrapolated. Values that have an effect only together are set together, and share it.
     """
-    rest = {name: values[-1] for name, values in space.knobs.items()}
-    base = oracle(space.plan(rest))
+    base = oracle(Plan({name: values[-1] for name, values in space.knobs.items()}))
     wanted = [
         (name, place)
         for name, values in space.knobs.items()
@@ -74,15 +75,15 @@ def profile(
     for done, (name, place) in enumerate(wanted):
         progress(done, len(wanted))
         together = companions.get(name, (name,))
-        effect = oracle(_alone(space, name, space.knobs[name][place], together)) - base
-        found.setdefault(name, {})[place] = max(effect, 0.0) / len(together)
+        effect = oracle(_alone(space, name, space.knobs[name][place], together))
+        found.setdefault(name, {})[place] = effect / len(together)
     progress(len(wanted), len(wanted))
     return Profile({n: _filled(few, len(space.knobs[n])) for n, few in found.items()}, base)
 
 
 def _alone(space: SearchSpace, name: str, value: float, together: Sequence[str]) -> Plan:
     """Return the plan that sets a value, and only what it needs to have an effect."""
-    chosen = {other: values[-1] for other, values in space.knobs.items()}
+    chosen: dict[str, float] = {}
     knob = split_name(name)[1]
     for other in together:
         values = space.knobs[other]
@@ -91,7 +92,7 @@ def _alone(space: SearchSpace, name: str, value: float, together: Sequence[str])
         narrow = [v for v in space.knobs.get(weights, ()) if v <= 8]
         if knob == "a_bits" and value <= 8 and narrow:
             chosen[weights] = narrow[-1]
-    return space.plan(chosen)
+    return Plan(chosen)
 
 
 def _filled(few: Mapping[int, float], count: int) -> list[float]:

@@ -42,8 +42,14 @@ def closest_miss(scores: Sequence[Score], budget: Budget) -> Score | None:
 
 
 def floor_of(accuracies: Sequence[float]) -> float:
-    """Return a floor for :class:`Volume` a little below all accuracies, so that all hold some."""
+    """Return a floor for :class:`Volume`: below it a file is of no use to anybody.
+
+    Half of the best where all are fractions; of other metrics, whose zero means nothing, a little
+    below all, so that all hold some.
+    """
     least, most = min(accuracies, default=0.0), max(accuracies, default=1.0)
+    if least >= 0 and most <= 1:
+        return most / 2
     return least - (0.05 * (most - least) or 1e-3 * max(abs(least), 1e-9))
 
 

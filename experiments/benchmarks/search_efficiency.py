@@ -6,14 +6,16 @@
 
 Per-layer keep, w_bits and a_bits; each evaluation builds the file and scores it in onnxruntime on
 the first validation images. All samplers start with the same uniform plans, which count, on the
-same ordinal parameters. Hypervolume is of accuracy × log cost, from chance and the uncompressed
-cost. For "latency" the cost is what the calibrated model predicts, so that it is the same for all,
-and a plan counts if it is under half of the uncompressed latency.
+same ordinal parameters. Hypervolume is of accuracy × log cost, from chance and the cost of the
+uniform 8-bit plan. For "latency" the cost is what the calibrated model predicts, so that it is the
+same for all, and a plan counts if it is under half of the uncompressed latency, which is the
+reference then.
 Plan → score is kept in runs/search_efficiency/, shared among samplers, and a run that was cut off
 goes on. Each sampler's hypervolume after every evaluation takes the place of its last one in
-experiments/results/search_efficiency_<objective>.csv. The guided sampler's profile, and the plans
-that it tries on the calibration inputs, count as evaluations: their seconds over those that a
-search's own evaluation takes (all validation images, latency measured), timed in the same run.
+experiments/results/search_efficiency_<objective>.csv, which is drawn beside it. Profile and plans
+tried on the calibration inputs, which the guided sampler needs, count as evaluations: their seconds
+over those of one, timed in the same run; "evaluations" is by the seconds of an evaluation here,
+"evaluations_full" by those of the search's own (all validation images, latency measured).
 """
 
 import argparse
@@ -26,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import optuna
+import pandas as pd
 from results import RESULTS, replace_rows
 
 from autocompress.cost.calibrate import (
@@ -74,30 +77,31 @@ class Scores:
     def __call__(self, plan: Plan) -> tuple[float, int, float]:
         """Return accuracy, bytes and the seconds that it took."""
         if plan not in self.known:
-            start = time.perf_counter()
-            compressed = self.compressor.compress(plan)
-            with tempfile.TemporaryDirectory() as folder:
-                artifact = self.builder.build(compressed, Path(folder) / "a.onnx")
-                session = self.target.open(artifact.path)
-                batches = range(0, len(self.x), 100)
-                answers = [session(self.x[i : i + 100]).argmax(1) for i in batches]
-            accuracy = float((np.concatenate(answers) == self.y).mean())
-            seconds = time.perf_counter() - start
-            self.known[plan] = (accuracy, artifact.size_bytes, seconds)
+            self.known[plan] = self.evaluate(plan)
             with self.path.open("a") as file:
-                row = [dict(plan.settings), accuracy, artifact.size_bytes, seconds]
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps([dict(plan.settings), *self.known[plan]]) + "\n")
         return self.known[plan]
+
+    def evaluate(self, plan: Plan) -> tuple[float, int, float]:
+        start = time.perf_counter()
+        compressed = self.compressor.compress(plan)
+        with tempfile.TemporaryDirectory() as folder:
+            artifact = self.builder.build(compressed, Path(folder) / "a.onnx")
+            session = self.target.open(artifact.path)
+            batches = range(0, len(self.x), 100)
+            answers = [session(self.x[i : i + 100]).argmax(1) for i in batches]
+        accuracy = float((np.concatenate(answers) == self.y).mean())
+        return accuracy, artifact.size_bytes, time.perf_counter() - start
 
 
 class Hypervolume:
-    """Of accuracy above chance × log of the uncompressed cost over the cost."""
+    """Of accuracy above chance × log of the reference cost over the cost."""
 
-    def __init__(self, reference_cost: float, limit: float = math.inf) -> None:
-        self.reference, self.limit, self.points = reference_cost, limit, []
+    def __init__(self, reference_cost: float) -> None:
+        self.reference, self.points = reference_cost, []
 
     def add(self, accuracy: float, cost: float) -> float:
-        if cost <= min(self.limit, self.reference):
+        if cost <= self.reference:
             self.points.append((math.log(self.reference / cost), accuracy - 0.1))
         volume, best = 0.0, 0.0
         ordered = sorted(self.points, reverse=True)
@@ -106,6 +110,34 @@ class Hypervolume:
             after = ordered[place + 1][0] if place + 1 < len(ordered) else 0.0
             volume += best * (gain - after)
         return volume
+
+
+def draw(path: Path, objective: str) -> None:
+    """Draw the median of the seeds and their range, by sampler, beside the CSV."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "autocompress"
+    import matplotlib.pyplot as plt
+
+    frame = pd.read_csv(path)
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for sampler, runs in frame.groupby("sampler"):
+        grid = np.arange(1, runs.evaluations.max() + 1)
+        curves = [
+            np.interp(grid, run.evaluations, run.hypervolume, left=np.nan, right=np.nan)
+            for _, run in runs.groupby("seed")
+        ]
+        shared = np.isfinite(curves).all(0)
+        grid, curves = grid[shared], np.array(curves)[:, shared]
+        (line,) = axes.plot(grid, np.median(curves, 0), label=sampler)
+        axes.fill_between(grid, curves.min(0), curves.max(0), color=line.get_color(), alpha=0.2)
+    axes.set_xlabel("evaluations, the guided sampler's profile and simulations counted among them")
+    axes.set_ylabel(f"hypervolume, accuracy × log {objective}")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
+    plt.close(figure)
 
 
 def main() -> None:
@@ -135,8 +167,8 @@ def main() -> None:
     cost = (lambda plan: scores(plan)[1]) if model is None else (
         lambda plan: scores.estimator(plan).latency.ms
     )  # fmt: skip
-    reference = cost(Plan())
-    limit = math.inf if model is None else reference / 2
+    limit = math.inf if model is None else cost(Plan()) / 2
+    reference = cost(space.baselines()[1][1]) if model is None else limit
     path = RESULTS / f"search_efficiency_{options.objective}.csv"
     for sampler in options.samplers:
         for seed in options.seeds:
@@ -145,26 +177,28 @@ def main() -> None:
             )
             run = guided if sampler == "guided" else plain
             start = time.perf_counter()
-            volume = Hypervolume(reference, limit)
+            volume = Hypervolume(reference)
             curve = []
-            for plan, overhead in run(sampler, seed, trials, scores, cost, limit, space, network):
+            for plan, spent in run(sampler, seed, trials, scores, cost, limit, space, network):
                 accuracy, _, _ = scores(plan)
-                curve.append((overhead, volume.add(accuracy, cost(plan))))
-            marks = [n for n in (22, 40, 60, 80, 100, 150, 200, 400) if n <= len(curve)]
+                curve.append((spent, volume.add(accuracy, cost(plan))))
+            marks = [n for n in (21, 22, 40, 60, 80, 100, 150, 200, 400) if n <= len(curve)]
             print(
                 f"{sampler} seed {seed}: "
-                + ", ".join(f"{curve[n - 1][1]:.4f} at {n + curve[n - 1][0]:.0f}" for n in marks)
+                + ", ".join(f"{curve[n - 1][1]:.4f} at {n + curve[n - 1][0][0]:.0f}" for n in marks)
                 + f"; {time.perf_counter() - start:.0f} s",
                 flush=True,
             )
             rows = [
                 {
                     "sampler": sampler, "seed": seed, "trial": place,
-                    "evaluations": round(place + extra, 2), "hypervolume": round(value, 6),
+                    "evaluations": round(place + here, 2),
+                    "evaluations_full": round(place + full, 2), "hypervolume": round(value, 6),
                 }
-                for place, (extra, value) in enumerate(curve, 1)
+                for place, ((here, full), value) in enumerate(curve, 1)
             ]  # fmt: skip
             replace_rows(path, rows, ("sampler", "seed"))
+            draw(path, options.objective)
 
 
 def plain(name, seed, trials, scores, cost, limit, space, network):
@@ -175,7 +209,7 @@ def plain(name, seed, trials, scores, cost, limit, space, network):
     )
     baselines = space.baselines()
     for _, plan in baselines:
-        yield plan, 0.0
+        yield plan, (0.0, 0.0)
         if (values := parameters.of(plan)) is not None:
             amount = cost(plan)
             study.add_trial(
@@ -190,34 +224,33 @@ def plain(name, seed, trials, scores, cost, limit, space, network):
     for _ in range(trials - len(baselines)):
         trial = study.ask()
         plan = parameters.suggest(trial)
-        yield plan, 0.0
+        yield plan, (0.0, 0.0)
         amount = cost(plan)
         trial.set_constraint("limit", amount / limit - 1 if math.isfinite(limit) else -1.0)
         study.tell(trial, (scores(plan)[0], math.log(amount)))
 
 
-def evaluation_seconds(scores, space, network) -> float:
-    """Return the median seconds of a search's own evaluation, of eight random plans."""
-    path = RUN / "evaluation_seconds.txt"
-    if not path.exists():
-        with tempfile.TemporaryDirectory() as folder:
-            evaluator = Evaluator(fashion_mnist(), network, scores.target, Path(folder))
-            seconds = []
-            for plan in itertools.islice(random_plans(space, 1), 8):
-                start = time.perf_counter()
-                evaluator(plan, Recipe())
-                seconds.append(time.perf_counter() - start)
-        path.write_text(f"{np.median(seconds)}")
-    return float(path.read_text())
+def evaluation_seconds(scores, space, network) -> tuple[float, float]:
+    """Return the median seconds of an evaluation here and of a search's own, of eight plans."""
+    here, full = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        evaluator = Evaluator(fashion_mnist(), network, scores.target, Path(folder))
+        for plan in itertools.islice(random_plans(space, 1), 8):
+            here.append(scores.evaluate(plan)[2])
+            full.append(sum(evaluator(plan, Recipe()).seconds.values()))
+    return float(np.median(here)), float(np.median(full))
 
 
 def guided(name, seed, trials, scores, cost, limit, space, network):
     """Yield the plans of the guide, and what profile and simulations cost, in evaluations."""
-    each = evaluation_seconds(scores, space, network)
+    observed = []
+    for _, plan in space.baselines():
+        yield plan, (0.0, 0.0)
+        observed.append(Observed(plan, scores(plan)[0], (cost(plan),)))
+    each = np.array(evaluation_seconds(scores, space, network))
     effects = Effects(scores.compressor)
-    oracle = Oracle(
-        effects, RUN / f"oracle_{'size' if scores.model is None else 'ms'}_{seed}.jsonl"
-    )
+    objective = "size" if scores.model is None else "latency"
+    oracle = Oracle(effects, RUN / f"oracle_{objective}_{seed}.jsonl")
     figure = "size_bytes" if scores.model is None else "latency_ms"
     alone = profile(space, oracle, companions_of(network, space))
 
@@ -227,7 +260,9 @@ def guided(name, seed, trials, scores, cost, limit, space, network):
 
     print(
         f"  profile: {len(oracle.known)} effects, {oracle.seconds:.0f} s, "
-        f"{oracle.seconds / each:.1f} evaluations of {each:.2f} s"
+        f"{oracle.seconds / each[0]:.1f} evaluations of {each[0]:.2f} s, "
+        f"{oracle.seconds / each[1]:.1f} of {each[1]:.2f} s",
+        flush=True,
     )
     start = time.perf_counter()
     tables = cost_tables(space, scores.estimator, [figure])
@@ -236,18 +271,16 @@ def guided(name, seed, trials, scores, cost, limit, space, network):
         objectives=1, limits=[limit],
     )  # fmt: skip
     thinking = time.perf_counter() - start
-    observed = []
     generator = np.random.default_rng(seed)
-    waiting = [plan for _, plan in space.baselines()]
-    for _ in range(trials):
+    proposals = trials - len(observed)
+    for _ in range(proposals):
         before, start = oracle.seconds, time.perf_counter()
-        plan = waiting.pop(0) if waiting else guide.propose(observed, generator)
+        plan = guide.propose(observed, generator)
         thinking += time.perf_counter() - start - (oracle.seconds - before)
-        accuracy, _, _ = scores(plan)
-        yield plan, oracle.seconds / each
-        observed.append(Observed(plan, accuracy, (cost(plan),)))
-    tried = len(oracle.known)
-    print(f"  thinking {thinking / trials * 1e3:.0f} ms a trial, tables included; {tried} effects")
+        yield plan, tuple(oracle.seconds / each)
+        observed.append(Observed(plan, scores(plan)[0], (cost(plan),)))
+    each = f"{thinking / proposals * 1e3:.0f} ms a proposal, tables included"
+    print(f"  thinking {each}; {len(oracle.known)} effects", flush=True)
 
 
 if __name__ == "__main__":

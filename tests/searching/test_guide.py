@@ -8,7 +8,7 @@ from autocompress.searching.allocation import Table, total
 from autocompress.searching.guide import Guide, Observed
 from autocompress.searching.oracle import Oracle
 from autocompress.searching.profile import Profile
-from autocompress.spec.pareto import Volume
+from autocompress.spec.pareto import Volume, floor_of
 from autocompress.spec.plan import Plan
 from autocompress.spec.space import SearchSpace
 
@@ -67,7 +67,7 @@ def every() -> list[Observed]:
 
 def held(found: list[Observed]) -> float:
     sizes = np.log([o.costs for o in every()])
-    volume = Volume(sizes.min(0), sizes.max(0))
+    volume = Volume(sizes.min(0), sizes.max(0), floor=floor_of([o.accuracy for o in every()]))
     return volume.of([o.accuracy for o in found], np.log([o.costs for o in found]))
 
 

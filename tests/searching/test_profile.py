@@ -14,12 +14,13 @@ from tests.targets.support import Residual, network
 
 
 def test_the_profile_is_of_single_values() -> None:
+    highest = {name: values[-1] for name, values in SPACE.knobs.items()}
     asked: list[Plan] = []
     told: list[tuple[int, int]] = []
 
     def effect(plan: Plan) -> float:
         asked.append(plan)
-        return loss_of(plan)
+        return loss_of(SPACE.plan({**highest, **plan.settings}))
 
     found = profile(SPACE, Oracle(effect), {}, lambda *done: told.append(done))
     assert found.effects == pytest.approx({n: pytest.approx(v) for n, v in EFFECTS.items()})
@@ -36,9 +37,10 @@ def test_every_second_of_many_values_is_computed() -> None:
     def effect(plan: Plan) -> float:
         asked.append(plan)
         bits = plan.get("a", "w_bits")
-        return 0.1 + (0.0 if bits == 8 else 4.0**-bits) + 1.0 - plan.get("b", "keep")
+        return (0.0 if bits == 32 else 4.0**-bits) + 1.0 - plan.get("b", "keep")
 
     found = profile(space, Oracle(effect), {})
+    assert found.base == 4.0**-8
     assert found.effects["a/w_bits"] == pytest.approx([4.0**-bits for bits in range(2, 8)] + [0])
     assert found.effects["b/keep"] == pytest.approx([0.75, (0.75 * 0.25) ** 0.5, 0.25, 0])
     assert len(asked) == 1 + 3 + 2
@@ -54,10 +56,16 @@ def test_what_lies_beside_outputs_that_are_no_numbers_is_no_number() -> None:
     assert effects == [math.inf, math.inf, 0.0, 0.0, 0.0]
 
 
-def test_effects_are_above_what_the_highest_values_do() -> None:
-    found = profile(SPACE, Oracle(lambda plan: 0.5 + loss_of(plan)), {})
+def test_each_value_is_tried_in_a_network_that_is_else_uncompressed() -> None:
+    space = SearchSpace({"a/w_bits": (2, 4), "b/keep": (0.5, 0.75)})
+    effects = {
+        Plan({"a/w_bits": 4, "b/keep": 0.75}): 0.5,
+        Plan({"a/w_bits": 2}): 0.25,
+        Plan({"b/keep": 0.5}): 0.125,
+    }
+    found = profile(space, Oracle(effects.__getitem__), {})
     assert found.base == 0.5
-    assert found.effects == pytest.approx({n: pytest.approx(v) for n, v in EFFECTS.items()})
+    assert found.effects == {"a/w_bits": [0.25, 0.0], "b/keep": [0.125, 0.0]}
 
 
 def test_values_that_work_only_together_are_set_together() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from autocompress.errors import InputError
 from autocompress.spec.budget import LIMITS, Budget
-from autocompress.spec.pareto import Volume, closest_miss, non_dominated, undominated
+from autocompress.spec.pareto import Volume, closest_miss, floor_of, non_dominated, undominated
 from autocompress.spec.plan import Plan, Recipe
 from autocompress.spec.score import OBJECTIVES, Score, check_objectives
 
@@ -227,3 +227,12 @@ def test_the_undominated_are_those_that_no_other_is_better_than(columns):
 def test_what_has_no_figure_dominates_nothing():
     costs = np.array([[math.nan, 1.0], [2.0, 2.0], [3.0, 3.0]])
     assert undominated(costs) == [0, 1]
+
+
+def test_the_floor_is_half_of_the_best_fraction_and_below_all_other_figures():
+    assert floor_of([0.2, 0.9, 0.5]) == 0.45
+    losses = [-30.0, -10.0, -20.0]
+    assert floor_of(losses) == pytest.approx(-31.0)
+    assert floor_of([70.0, 90.0]) == pytest.approx(69.0)
+    assert floor_of([5.0]) < 5.0
+    assert floor_of([]) < 1.0
