@@ -140,6 +140,31 @@ def draw(path: Path, objective: str) -> None:
     plt.close(figure)
 
 
+def compare(path: Path) -> None:
+    """Print when each guided search passed the best end of all other samplers, and the gains."""
+    frame = pd.read_csv(path)
+    others, guided = (frame[(frame.sampler == "guided") == own] for own in (False, True))
+    ends = others.groupby(["sampler", "seed"]).hypervolume.max().unstack()
+    print(ends.round(4).to_string())
+    if guided.empty or others.empty:
+        return
+    best = ends.max().max()
+    uniform = guided[guided.evaluations == guided.trial].hypervolume.max()
+    print(f"uniform plans {uniform:.4f}; best of the others {best:.4f}")
+    for seed, run in guided.groupby("seed"):
+        passed = run[run.hypervolume > best]
+        first = passed.iloc[0] if len(passed) else None
+        text = "never" if first is None else (
+            f"after {first.evaluations:.0f} evaluations, {first.evaluations_full:.0f} by the "
+            f"search's own, at trial {first.trial:.0f}"
+        )  # fmt: skip
+        for column in ("evaluations", "evaluations_full"):
+            until = run[run[column] <= 100]
+            gain = (until.hypervolume.max() - uniform) / (best - uniform)
+            text += f"; gain at 100 {column} {gain:.2f} times the best of theirs"
+        print(f"guided seed {seed} passes it {text}; {run.hypervolume.max():.4f} at the end")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samplers", nargs="+", default=["guided", "tpe", "nsga2", "random", "gp"])
@@ -199,6 +224,7 @@ def main() -> None:
             ]  # fmt: skip
             replace_rows(path, rows, ("sampler", "seed"))
             draw(path, options.objective)
+    compare(path)
 
 
 def plain(name, seed, trials, scores, cost, limit, space, network):
