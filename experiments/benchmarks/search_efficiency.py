@@ -123,7 +123,7 @@ def draw(path: Path, objective: str) -> None:
     frame = pd.read_csv(path)
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for sampler, runs in frame.groupby("sampler"):
-        grid = np.arange(1, runs.evaluations.max() + 1)
+        grid = np.arange(1, runs.evaluations.max() + 1, 3)
         curves = [
             np.interp(grid, run.evaluations, run.hypervolume, left=np.nan, right=np.nan)
             for _, run in runs.groupby("seed")
