@@ -13,7 +13,7 @@ import torch
 
 from autocompress.transforms.weights import Array, Grid, full_scale
 
-__all__ = ["Rounded", "compensate", "descend", "feedback", "output_error", "refit_scale"]
+__all__ = ["Rounded", "compensate", "descend", "feedback", "refit_scale"]
 
 BLOCK = 32
 
@@ -116,12 +116,6 @@ def descend(weights: Array, gram: Array, rounded: Rounded, grid: Grid) -> Rounde
         _sweep(base, coefs[:, block, block], before, grid, whole[:, block])
         np.subtract(exact[:, block], whole[:, block], out=errors[:, block])
     return Rounded(_codes(whole, grid), rounded.scale)
-
-
-def output_error(weights: Array, gram: Array, rounded: Rounded) -> Array:
-    """Return the squared output error of each row, [groups, rows]."""
-    errors = weights - rounded.values
-    return np.asarray(np.sum(errors * _product(gram, errors), axis=1))
 
 
 def refit_scale(weights: Array, gram: Array, rounded: Rounded) -> Rounded:

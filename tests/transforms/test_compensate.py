@@ -7,7 +7,6 @@ from autocompress.transforms.compensate import (
     compensate,
     descend,
     feedback,
-    output_error,
     refit_scale,
 )
 from autocompress.transforms.compensate import _forward as forward
@@ -33,6 +32,12 @@ def to_nearest(weights: Array, grid: Grid) -> Rounded:
     scale = best_scale(flat, grid)
     codes = nearest(flat, scale[:, None], grid).reshape(groups, rows, size)
     return Rounded(codes.swapaxes(1, 2).copy(), scale.reshape(groups, rows))
+
+
+def output_error(weights: Array, gram: Array, rounded: Rounded) -> Array:
+    """The squared output error of each row, [groups, rows]."""
+    errors = weights - rounded.values
+    return np.asarray(np.sum(errors * (gram.astype(np.float32) @ errors), axis=1))
 
 
 def test_feedback_factors_the_gram_matrix() -> None:
