@@ -26,7 +26,7 @@ from autocompress.names import find_space, make_task, resolve_space
 from autocompress.report.front import Front
 from autocompress.report.receipt import Receipt
 from autocompress.report.tables import to_csv
-from autocompress.searching.adopt import adopt
+from autocompress.searching.adopt import adopt, check_source
 from autocompress.searching.driver import Progress, ProgressCallback, drive, finish
 from autocompress.searching.evaluate import Evaluator
 from autocompress.searching.explain import explain
@@ -137,13 +137,15 @@ class Run:
         trials: int | None = None,
         progress: ProgressCallback | None = None,
         *,
+        sampler: str | None = None,
         until_converged: bool = False,
     ) -> "Run":
         """Go on: ``trials`` more, or by default up to the number that the search was started with.
 
-        ``until_converged``: or until next to nothing is still to gain. Returns this run with its
-        new scores. Raises RunError if model, data, space or target have changed, TaskError if the
-        task was given in Python and is not given to ``open_run`` now.
+        ``sampler``: another one goes on from now on, with all that is known; ``until_converged``:
+        or until next to nothing is still to gain. Returns this run with its new scores. Raises
+        RunError if model, data, space or target have changed, TaskError if the task was given in
+        Python and is not given to ``open_run`` now.
         """
         if trials is not None and (
             isinstance(trials, bool) or not isinstance(trials, int) or trials < 1
@@ -154,10 +156,12 @@ class Run:
         total = self.config.trials if trials is None else done + trials
         if self.task is None:
             self._task_options()
+        config = self.config if sampler is None else replace(self.config, sampler=sampler)
         new = _run(
-            self.config, self.directory, self.task, total, progress, until_converged=until_converged
+            config, self.directory, self.task, total, progress,
+            until_converged=until_converged, changeable=("trials", "sampler"),
         )  # fmt: skip
-        self.scores, self.note, self.floor = new.scores, new.note, new.floor
+        self.config, self.scores, self.note, self.floor = config, new.scores, new.note, new.floor
         return self
 
 
@@ -256,8 +260,12 @@ def _run(
     *,
     start_from: str | Path | None = None,
     until_converged: bool = False,
+    changeable: Sequence[str] = ("trials",),
 ) -> Run:
-    """Drive a search in its directory until ``total`` trials are done, or it has converged."""
+    """Drive a search in its directory until ``total`` trials are done, or it has converged.
+
+    ``changeable``: fields of the configuration that may differ from what is frozen.
+    """
     report = progress or (lambda _: None)
     template = config.space
     assert isinstance(template, SpaceTemplate)
@@ -266,10 +274,10 @@ def _run(
     config.check_device()
     make_sampler(config.sampler, config.seed)
     device = read_device(config.device) if config.device else None
-    other = None if start_from is None else open_run(start_from)
+    other = _source(start_from, directory)
     options = Options.of(config.compress)
     with _disk_errors(directory), driver_lock(directory):
-        _check_frozen(directory, config)
+        _check_frozen(directory, config, changeable)
         if task is None:
             assert config.task is not None
             report(Progress(0, total, note="loading the task"))
@@ -293,14 +301,22 @@ def _run(
             "target": f"{config.target}, {config.threads} threads, batch {config.batch_size}",
             **({"device": _digest(device)} if device else {}),
         }
-        study.check_fingerprints(fingerprints)
         if other is not None:
             alike = Options.of(other.config.compress) == options
-            adopt(
-                study, directory, other.directory, other.front(), fingerprints,
-                same_rules=alike, seed=config.seed,
-            )  # fmt: skip
+            check_source(study, directory, other.directory, fingerprints, same_rules=alike)
+        elif study.note("adopting") is not None and study.note("adopted") is None:
+            raise RunError(
+                f"{directory} was interrupted while it took over {study.note('adopting')}: search "
+                "once more with --from that directory (start_from), then resume."
+            )
+        study.check_fingerprints(fingerprints)
         write_whole(directory / "config.toml", config.to_toml().encode())
+        if other is not None and (
+            left := adopt(
+                study, directory, other.directory, other.front(), fingerprints, seed=config.seed
+            )
+        ):
+            report(Progress(0, total, note=left))
         run = Run(directory, config, study.scores, task, floor=study.note("floor") or {})
         if study.completed >= total and run.complete():
             return run
@@ -327,6 +343,26 @@ def _run(
         run.floor = study.note("floor") or {}
         run.write_front()
     return run
+
+
+def _source(start_from: str | Path | None, directory: Path) -> Run | None:
+    """Return the run that a search is to start from, None if it has done so already.
+
+    Raises InputError if it has started from another.
+    """
+    if start_from is None:
+        return None
+    if not isinstance(start_from, (str, Path)):
+        raise InputError(f"start_from must be a run directory's path, not {start_from!r}.")
+    _, notes = read_study(directory / "study.log")
+    if notes.get("adopted") is None:
+        return open_run(start_from)
+    if Path(notes["adopting"]) != Path(start_from).resolve():
+        raise InputError(
+            f"A search starts from one run: {directory} has started from {notes['adopting']}. Name "
+            "another run directory, or leave the other out."
+        )
+    return None
 
 
 def _check_operators(config: Config, network: Network, target: Target) -> None:
@@ -359,13 +395,17 @@ def _disk_errors(directory: Path) -> Iterator[None]:
         ) from error
 
 
-def _check_frozen(directory: Path, config: Config) -> None:
+def _check_frozen(directory: Path, config: Config, changeable: Sequence[str]) -> None:
     """Raise RunError if a run directory is another search's."""
     path = directory / "config.toml"
     if not path.exists():
         return
-    frozen = replace(Config.read(path), trials=config.trials)
-    changed = [f.name for f in fields(Config) if getattr(config, f.name) != getattr(frozen, f.name)]
+    frozen = Config.read(path)
+    changed = [
+        f.name
+        for f in fields(Config)
+        if f.name not in changeable and getattr(config, f.name) != getattr(frozen, f.name)
+    ]
     if changed:
         raise RunError(
             f"{directory} belongs to another search; these differ: {', '.join(changed)}. Name "

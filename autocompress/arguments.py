@@ -72,6 +72,9 @@ def make_parser(
     def quiet(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--quiet", action="store_true", help="show nothing but the result")
 
+    def sampler(sub: argparse.ArgumentParser, text: str) -> None:
+        sub.add_argument("--sampler", metavar="NAME", help=text)
+
     def until_converged(sub: argparse.ArgumentParser) -> None:
         text = "end when next to nothing is still to gain"
         sub.add_argument("--until-converged", action="store_true", help=text)
@@ -92,7 +95,7 @@ def make_parser(
         help="predict latency and energy for avx2-core, "
         "cortex-a76, cortex-m7, bit-fusion or a device file (path) instead",
     )
-    sub.add_argument("--sampler", metavar="NAME", help="guided (default), tpe, nsga2, gp or random")
+    sampler(sub, "guided (default), tpe, nsga2, gp or random")
     sub.add_argument(
         "--from",
         type=Path,
@@ -109,6 +112,7 @@ def make_parser(
     sub = command("resume", "go on with an interrupted or finished search")
     sub.add_argument("directory", type=Path, metavar="DIR", help="run directory")
     sub.add_argument("--trials", type=_COUNT, metavar="N", help="more trials")
+    sampler(sub, "another one goes on from now on")
     until_converged(sub)
     quiet(sub)
 

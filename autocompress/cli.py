@@ -239,8 +239,9 @@ def _resume(parsed: argparse.Namespace) -> int:
         from autocompress import api
 
         return api.open_run(parsed.directory).resume(
-            trials=parsed.trials, progress=screen, until_converged=parsed.until_converged
-        )
+            trials=parsed.trials, progress=screen, sampler=parsed.sampler,
+            until_converged=parsed.until_converged,
+        )  # fmt: skip
 
     return _drive(parsed.directory, parsed.quiet, start)
 

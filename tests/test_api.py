@@ -686,10 +686,9 @@ def test_guided_profiles_once_and_goes_on_with_what_it_has(tmp_path: Path) -> No
     assert completed(run) == 14
     profiled = [p for p in notes if p.what == "effects profiled"]
     assert [p.done for p in profiled] == list(range(profiled[-1].total + 1))
-    told = [p.note for p in notes if p.note.startswith(("profiled: ", "tried on the calib"))]
-    costs = [
-        re.search(r": (\d+) plans in [\d.]+ s, as long as [\d.]+ evaluations$", n) for n in told
-    ]
+    told = [p.note for p in notes if "plans tried on the calibration inputs" in p.note]
+    form = re.compile(r"^(\d+) plans .* so far, in [\d.]+ s, as long as [\d.]+ evaluations$")
+    costs = [form.search(note) for note in told]
     counts = [int(cost[1]) for cost in costs if cost]
     assert len(counts) == 2
     assert counts[0] < counts[1]
@@ -733,63 +732,18 @@ def test_guided_says_why_it_cannot_guide(tmp_path: Path) -> None:
     assert run.note == f"not guided, tpe proposed: {why}"
 
 
-def test_a_new_budget_starts_from_an_old_run(tmp_path: Path) -> None:
-    old = run_search(tmp_path / "old", small_task(), sampler="guided", trials=14)
-    limit = int(np.quantile([score.size_bytes for score in old.scores], 0.8))
-    calls: list[int] = []
-    task = small_task()
-
-    def evaluate(predict) -> object:
-        calls.append(1)
-        return old_evaluate(predict)
-
-    old_evaluate = task.evaluate
-    task = replace(task, evaluate=evaluate)
-    budget = ac.Budget(max_size_bytes=limit)
-    new = run_search(
-        tmp_path / "new", task, sampler="guided", trials=14, budget=budget, start_from=old.directory
-    )
-    assert calls == []  # all of it was known
-    assert [s.plan for s in new.scores] == [s.plan for s in old.scores if s.outcome == "ok"]
-    assert new.reference is not None
-    assert all(pick.score.size_bytes <= limit for pick in new.front())
-    for pick in new.front():
-        pick.artifact.verify()
-    more = new.resume(3)
-    assert completed(more) == 17
-    assert len(calls) == 3
-    with pytest.raises(InputError, match="has 14 trials of its own"):
-        run_search(old.directory, small_task(), sampler="guided", start_from=new.directory)
-
-
-def test_another_target_evaluates_the_old_front_first(tmp_path: Path) -> None:
-    old = run_search(tmp_path / "old", small_task(), sampler="guided", trials=14)
-    lines = (tmp_path / "old/profile/effects.jsonl").read_text()
-    new = run_search(
-        tmp_path / "new", small_task(), sampler="guided", trials=8, target="onnxruntime",
-        start_from=old.directory,
-    )  # fmt: skip
-    assert (tmp_path / "new/profile/effects.jsonl").read_text().startswith(lines)
-    assert {score.target for score in new.scores} == {"onnxruntime"}
-    first = {score.plan for score in new.scores[:8]}
-    front = [pick.plan for pick in old.front()]
-    baselines = [score.plan for score in new.scores[:3]]
-    assert next(plan for plan in front if plan not in baselines) in first
-
-
-@pytest.mark.parametrize("other", ["model", "data", "rules", "nothing"])
-def test_only_a_run_of_the_same_can_be_taken_over(tmp_path: Path, other: str) -> None:
-    task = small_task()
-    run_search(tmp_path / "old", task, trials=4)
-    options, source = {}, tmp_path / "old"
-    if other == "model":
-        task = make_task()
-    elif other == "data":
-        task = replace(task, calibration=[(torch.zeros(8, 8, 8),)])
-    elif other == "rules":
-        options = {"compress": {"refit": False}}
-    else:
-        source = tmp_path / "none"
-    said = {"model": "is of other model", "data": "is of other data", "rules": "[compress]"}
-    with pytest.raises(InputError, match=re.escape(said.get(other, "has a config.toml"))):
-        run_search(tmp_path / "new", task, trials=4, start_from=source, **options)
+def test_another_sampler_goes_on_with_a_study(tmp_path: Path) -> None:
+    run = run_search(tmp_path / "run", small_task(), sampler="random", trials=6)
+    run.resume(4, sampler="guided")
+    assert completed(run) == 10
+    assert run.config.sampler == "guided"
+    assert (tmp_path / "run/profile/effects.jsonl").exists()
+    opened = ac.open_run(tmp_path / "run", small_task())
+    assert opened.config.sampler == "guided"
+    opened.resume(3, sampler="tpe")
+    assert completed(opened) == 13
+    assert len({score.plan for score in opened.scores}) == 13
+    with pytest.raises(InputError, match="magic"):
+        opened.resume(1, sampler="magic")
+    with pytest.raises(RunError, match="these differ: sampler"):
+        run_search(tmp_path / "run", small_task(), sampler="random", trials=14)

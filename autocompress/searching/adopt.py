@@ -8,9 +8,44 @@ from pathlib import Path
 
 from autocompress.errors import InputError
 from autocompress.report.front import Front
+from autocompress.searching.oracle import Oracle
 from autocompress.searching.study import Study, read_study
+from autocompress.spec.plan import Plan
 
-__all__ = ["adopt"]
+__all__ = ["adopt", "check_source"]
+
+
+def check_source(
+    study: Study,
+    directory: Path,
+    source: Path,
+    fingerprints: Mapping[str, str],
+    *,
+    same_rules: bool,
+) -> None:
+    """Raise InputError unless a run can be taken over: of another model or data it cannot.
+
+    Nor can it by a study that has begun by itself. ``same_rules``: plans are carried out alike in
+    both.
+    """
+    if study.scores and study.note("adopting") is None:
+        raise InputError(
+            f"Only a new search can start from another: {directory} has {len(study.scores)} trials "
+            "of its own. Name another run directory, or go on without --from."
+        )
+    _, notes = read_study(source / "study.log")
+    theirs = notes.get("fingerprints", {})
+    for what in ("model", "data"):
+        if theirs.get(what) != fingerprints[what]:
+            raise InputError(
+                f"Only a run of the same model and data can be taken over: {source} is of another "
+                f"{what}. Start without it."
+            )
+    if not same_rules:
+        raise InputError(
+            f"Only a run whose plans are carried out alike can be taken over: {source} has another "
+            "[compress] section. Give the same, or start without it."
+        )
 
 
 def adopt(
@@ -20,49 +55,37 @@ def adopt(
     front: Front,
     fingerprints: Mapping[str, str],
     *,
-    same_rules: bool,
     seed: int,
-) -> None:
-    """Take profile and scores of a run over into a study that has none yet.
+) -> str:
+    """Take profile and scores of a run over into a study; return a note of what stays behind.
 
     ``front`` is the other run's. On the same target its scores count as they are, files and all;
-    on another its front's plans are evaluated first. ``same_rules``: plans are carried out alike
-    in both; ``seed``: of the new search. Raises InputError for a run of another model or other
-    data, and for a study that has begun by itself.
+    on another its front's plans are evaluated first. Plans that are not of the study's space stay
+    behind, but for baselines. ``seed``: of the new search.
     """
-    if study.note("adopted") is not None:
-        return
-    if study.scores and study.note("adopting") is None:
-        raise InputError(
-            f"Only a new search can start from another: {directory} has {len(study.scores)} trials "
-            "of its own. Name another run directory, or go on without --from."
-        )
+    study.set_note("adopting", str(source.resolve()))
     _, notes = read_study(source / "study.log")
+    profile = Path("profile") / "effects.jsonl"
+    oracle = Oracle(_unknown, directory / profile)
+    for plan, loss in Oracle(_unknown, source / profile).known.items():
+        oracle.learn(plan, loss)
+    space = study.parameters.space
+    labels = {plan: label for label, plan in space.baselines()}
     theirs = notes.get("fingerprints", {})
-    for what, known in (("model", theirs.get("model")), ("data", theirs.get("data"))):
-        if known != fingerprints[what]:
-            raise InputError(
-                f"Only a run of the same model and data can be taken over: {source} is of other "
-                f"{what}. Start without it."
-            )
-    if not same_rules:
-        raise InputError(
-            f"Only a run whose plans are carried out alike can be taken over: {source} has another "
-            "[compress] section. Give the same, or start without it."
-        )
-    profile = directory / "profile" / "effects.jsonl"
-    if (source / "profile" / "effects.jsonl").exists() and not profile.exists():
-        profile.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / "profile" / "effects.jsonl", profile)
-    study.set_note("adopting", str(source))
     if any(theirs.get(what) != fingerprints.get(what) for what in ("target", "device")):
-        study.set_note("seeds", [pick.plan.to_json() for pick in front.members])
+        plans = [pick.plan for pick in front.members]
+        own = [plan for plan in plans if space.contains(plan)]
+        study.set_note("seeds", [plan.to_json() for plan in own])
         study.set_note("adopted", 0)
-        return
+        return _left(len(plans) - len(own), len(plans))
     study.set_note("reference_ms", notes.get("reference_ms"))
-    labels = {plan: label for label, plan in study.parameters.space.baselines()}
+    left = 0
     for score in front.measured:
-        baseline, recipe = labels.get(score.plan, ""), replace(score.recipe, seed=seed)
+        if not space.contains(score.plan) and score.plan not in labels:
+            left += 1
+            continue
+        baseline = labels.get(score.plan, score.baseline)
+        recipe = replace(score.recipe, seed=seed)
         taken = replace(score, baseline=baseline, recipe=recipe, seed=seed)
         old, new = (place / "artifacts" / score.artifact for place in (source, directory))
         if old.exists() and not new.exists():  # what lacks is built again
@@ -73,3 +96,12 @@ def adopt(
         if study.answer(taken.key) is None:
             study.add(taken)
     study.set_note("adopted", len(study.scores))
+    return _left(left, len(front.measured))
+
+
+def _unknown(plan: Plan) -> float:
+    raise AssertionError(f"nothing is computed here, and {plan} was asked")
+
+
+def _left(count: int, every: int) -> str:
+    return f"{count} of {every} plans of the other run are not of this space" if count else ""

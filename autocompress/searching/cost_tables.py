@@ -18,7 +18,7 @@ from autocompress.spec.space import SearchSpace
 
 __all__ = ["cost_tables"]
 
-_LARGEST = 128  # entries of a table; the knobs that matter least to a larger one are averaged over
+_LARGEST = 512  # entries of a table; the knobs that matter least to a larger one are averaged over
 _SAMPLES = 40  # random plans that a file's overheads are fitted to
 
 Choice = dict[str, int]

@@ -36,8 +36,8 @@ _FAILURES = 20
 _MISSES = 20
 # Trials in a row that must have brought next to nothing before a search has converged, and what
 # share of the hypervolume is next to nothing.
-_STALL = 20
-_LITTLE = 0.002
+_STALL = 30
+_LITTLE = 0.001
 # Estimates that may be spent on finding a plan within the budget.
 _ESTIMATES = 300
 
@@ -147,7 +147,7 @@ def drive(
 def to_gain(study: Study) -> float:
     """Return the share of the hypervolume (accuracy × log costs) that is still to be gained.
 
-    As much as the last twenty proposals have brought, or what the guided sampler expects of all
+    As much as the last thirty proposals have brought, or what the guided sampler expects of all
     plans that it can think of if that is more; NaN before there are so many. What was taken over
     from another run is no proposal.
     """

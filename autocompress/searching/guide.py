@@ -31,6 +31,7 @@ _NOISE = 1e-7  # what float32 cannot tell from no effect
 _DEEP = math.log(1000)  # as far below the highest cost as there is anything to look for
 _ESTIMATED = 24  # candidates whose costs are estimated until enough are within the limits
 _ASKED = 24  # measured plans whose effect the oracle is asked for at once
+_MOST = 256  # known plans that the loss model is fitted to, those of most weight
 _STALE = 5  # rounds of an allocation that found nothing better by more than
 _BETTER = 0.98
 _SECONDS = 2.0  # of integer programming in a round
@@ -77,8 +78,10 @@ class Guide:
         self._alone = self.losses.tables()
         self._whole = np.array([size - 1 for size in self.sizes.values()])
         self._known: dict[Plan, Places | None] = {}
-        self._places: list[Places] = []  # of what the oracle knows and is no single value
-        self._effects: list[float] = []
+        # what the oracle knows and is no single value
+        self._seen: Places = np.empty((0, len(self._whole)), dtype=np.intp)
+        self._seen_costs: Floats = np.empty((0, len(tables)))
+        self._effects: Floats = np.empty(0)
         self._read = 0
         cheapest = self._table(sweep([], list(tables), np.eye(len(tables))))
         self._high = np.minimum(_logs(self._totals(self._whole[None])[0]), np.log(self.limits))
@@ -181,17 +184,14 @@ class Guide:
 
     def _best(self, bounds: Floats) -> tuple[Places | None, float]:
         """Return the known choice of least effect within bounds, and its effect."""
-        within = self._within(self._seen(), bounds)
-        effects = np.where(within, self._effects, math.inf)
-        place = int(effects.argmin()) if within.any() else -1
-        return (self._places[place], self._effects[place]) if place >= 0 else (None, math.inf)
+        within = (self._seen_costs <= bounds * (1 + 1e-9)).all(1)
+        if not within.any():
+            return None, math.inf
+        place = int(np.where(within, self._effects, math.inf).argmin())
+        return self._seen[place], float(self._effects[place])
 
     def _within(self, places: Places, bounds: Floats) -> NDArray[np.bool_]:
         return np.asarray((self._totals(places) <= bounds * (1 + 1e-9)).all(1))
-
-    def _seen(self) -> Places:
-        """Return the choices whose effect is known, [choices, knobs]."""
-        return np.array(self._places, dtype=np.intp).reshape(-1, len(self._whole))
 
     def _level(self, number: int, generator: np.random.Generator) -> Floats:
         """Return the log costs that a fit is to be good at, spread over all there may be."""
@@ -200,19 +200,30 @@ class Guide:
 
     def weigh(self, level: Floats) -> Weighing:
         """Return the loss model's coefficients near log costs, after all plans that are known."""
+        self._catch_up()
+        apart = ((_logs(self._seen_costs) - level) / _REACH)[:, : self.objectives]
+        weights = np.exp(-(apart**2).sum(1) / 2) + 0.01
+        most = np.argsort(-weights, kind="stable")[:_MOST]
+        return self.losses.fit(
+            self.losses.rows(self._seen[most]), self._effects[most], weights[most]
+        )
+
+    def _catch_up(self) -> None:
+        """Take note of what the oracle has answered since."""
         news = list(itertools.islice(self.oracle.known.items(), self._read, None))
         self._read += len(news)
-        for plan, loss in news:
-            places = self._places_of(plan)
-            if places is None or not 0 < loss < math.inf:
-                continue
-            if (places < self._whole).sum() > 1:  # what one does alone is where it starts
-                self._places.append(places)
-                self._effects.append(max(loss, _NOISE))
-        every = self._seen()
-        apart = ((_logs(self._totals(every)) - level) / _REACH)[:, : self.objectives]
-        weights = np.exp(-(apart**2).sum(1) / 2) + 0.01
-        return self.losses.fit(self.losses.rows(every), np.array(self._effects), weights)
+        told = [
+            (places, max(loss, _NOISE))
+            for plan, loss in news
+            if 0 < loss < math.inf
+            and (places := self._places_of(plan)) is not None
+            and (places < self._whole).sum() > 1  # what one does alone is where it starts
+        ]
+        if told:
+            places = np.stack([places for places, _ in told])
+            self._seen = np.concatenate([self._seen, places])
+            self._seen_costs = np.concatenate([self._seen_costs, self._totals(places)])
+            self._effects = np.append(self._effects, [loss for _, loss in told])
 
     def _candidates(
         self, weighing: Weighing, observed: Sequence[Observed], generator: np.random.Generator

@@ -28,7 +28,6 @@ _ALL, _GROUP, _OWN = 1.0, 0.6, 0.5
 _PAIRS, _PAIR = 0.3, 0.3
 _NOISE = 0.15  # relative, of what the model cannot say
 _LEAST = 0.05  # of a coefficient: nothing that is done to a network is for free
-_MOST = 256  # plans that a fit looks at
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,9 +110,6 @@ class LossModel:
         0, how much each tells. A linear model with Gaussian beliefs (Rasmussen 2006, eq. 2.8), of
         relative errors.
         """
-        if len(losses) > _MOST:
-            best = np.argsort(-weights)[:_MOST]
-            rows, losses, weights = rows[best], losses[best], weights[best]
         system, wanted = rows / losses[:, None], np.maximum(1 - self.base / losses, 0)
         errors = _NOISE / np.sqrt(np.maximum(weights, 1e-6))
         cross = system @ self._prior

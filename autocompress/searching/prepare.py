@@ -54,7 +54,7 @@ def set_guide(study: Study, evaluator: Evaluator, progress: ProgressCallback) ->
         if isinstance(found, str):
             progress(Progress(0, 1, note=f"not guided, tpe proposes: {found}"))
         else:
-            progress(Progress(0, 1, note=f"profiled: {_cost(study, found)}"))
+            progress(Progress(0, 1, note=_cost(study, found)))
         return found
 
     def observed() -> list[Observed]:
@@ -70,8 +70,7 @@ def set_guide(study: Study, evaluator: Evaluator, progress: ProgressCallback) ->
 def tell_cost(study: Study, progress: ProgressCallback) -> None:
     """Tell progress what a guided search spent beside its trials."""
     if isinstance(study.sampler, GuidedSampler) and study.sampler.guide is not None:
-        cost = _cost(study, study.sampler.guide)
-        progress(Progress(0, 1, note=f"tried on the calibration inputs alone: {cost}"))
+        progress(Progress(0, 1, note=_cost(study, study.sampler.guide)))
 
 
 def _cost(study: Study, guide: Guide) -> str:
@@ -79,7 +78,8 @@ def _cost(study: Study, guide: Guide) -> str:
     oracle = guide.oracle
     each = [sum(score.seconds.values()) for score in study.scores if score.outcome == "ok"]
     equal = f", as long as {oracle.seconds / np.median(each):.1f} evaluations" if each else ""
-    return f"{len(oracle.known)} plans in {oracle.seconds:.1f} s{equal}"
+    known = f"{len(oracle.known)} plans tried on the calibration inputs alone so far"
+    return f"{known}, in {oracle.seconds:.1f} s{equal}"
 
 
 def _guide(
@@ -103,7 +103,10 @@ def _guide(
         raise
     except AutocompressError as error:
         return f"the profile cannot be made ({error})"
-    if not any(0 < v < math.inf for values in known.effects.values() for v in values):
+    effects = [effect for values in known.effects.values() for effect in values if effect > 0]
+    if effects and not any(effect < math.inf for effect in effects):
+        return "the outputs on the calibration inputs are no numbers"
+    if not effects:
         return "no value of the space moves the outputs on the calibration inputs"
     latency = "latency_ms" if evaluator.device is None else "device_latency_ms"
     figures = [latency if field == "latency_figure_ms" else field for field in fields]

@@ -43,7 +43,7 @@ def main() -> None:
     }
 
     def effect(plan) -> float:
-        return 1e-3 * sum(worth[n][v] for n, v in space.choices(plan).items())
+        return 1e-3 * sum(worth[n].get(v, 0.0) for n, v in space.choices(plan).items())
 
     def size(plan) -> float:
         return total(tables, {n: space.knobs[n].index(v) for n, v in space.choices(plan).items()})

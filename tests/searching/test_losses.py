@@ -3,7 +3,6 @@ import math
 import numpy as np
 import pytest
 
-from autocompress.searching import losses as module
 from autocompress.searching.allocation import Table, total
 from autocompress.searching.losses import LossModel
 
@@ -144,24 +143,6 @@ def test_what_was_seen_more_is_believed_more():
     assert means[0] == pytest.approx(0.5, abs=0.05)
     assert means[2] == pytest.approx(2.0, abs=0.15)
     assert means[0] < means[1] < means[2]
-
-
-def test_at_most_so_many_plans_are_looked_at_those_of_most_weight():
-    model = model_of()
-    count = module._MOST
-    rows = plans(model, count + 44)
-    losses = rows @ np.array([0.4, 0.7, 1.2, 1.8, 0.9, 2.5])
-    order = np.random.default_rng(6).permutation(len(rows))
-    weights = np.ones(len(rows))
-    light = order[:44]
-    weights[light] = 0.9
-    losses[light] /= 10  # nonsense
-    heavy = np.sort(order[44:])
-    found = fitted(model, rows, losses, weights)
-    wanted = fitted(model, rows[heavy], losses[heavy], weights[heavy])
-    assert found.means == pytest.approx(wanted.means)
-    weights[light] = 1.1
-    assert fitted(model, rows, losses, weights).means != pytest.approx(wanted.means, rel=0.05)
 
 
 def test_nothing_is_for_free():

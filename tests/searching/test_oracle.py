@@ -132,3 +132,27 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "effects.jsonl").mkdir()
     with pytest.raises(RunError, match=r"effects\.jsonl"):
         Oracle(Counted(), tmp_path / "effects.jsonl")
+
+
+@pytest.mark.parametrize(
+    "line", ['[{"a/w_bits": 2}, NaN, 0.1]', '[{"a/w_bits": 2}, -5.0, 0.1]', "[[], 0.5, 0.1]",
+             '[{"a/w_bits": 2}, 0.5, NaN]', '[{"a/w_bits": 2}, 0.5, Infinity]']
+)  # fmt: skip
+def test_figures_that_cannot_be_are_refused(tmp_path, line):
+    path = tmp_path / "effects.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(RunError, match="line 1: not a line that autocompress wrote"):
+        Oracle(Counted(), path)
+
+
+def test_what_was_computed_elsewhere_costs_nothing_here(tmp_path):
+    path = tmp_path / "effects.jsonl"
+    oracle = Oracle(Counted(0.01), path)
+    oracle(PLANS[0])
+    oracle.learn(PLANS[1], 0.3)
+    oracle.learn(PLANS[0], 0.9)  # known
+    spent = oracle.seconds
+    assert oracle.known == {PLANS[0]: 0.5, PLANS[1]: 0.3}
+    again = Oracle(Counted(), path)
+    assert again.known == oracle.known
+    assert again.seconds == pytest.approx(spent, abs=1e-3)
