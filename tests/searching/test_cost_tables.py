@@ -10,6 +10,7 @@ from autocompress.cost.estimate import Estimator
 from autocompress.cost.latency import LatencyModel
 from autocompress.cost.terms import terms
 from autocompress.cost.workload import workload
+from autocompress.models.students import STUDENTS
 from autocompress.searching import cost_tables as module
 from autocompress.searching.allocation import total
 from autocompress.searching.cost_tables import cost_tables
@@ -208,3 +209,18 @@ def test_tables_are_the_same_every_time():
         assert [t.knobs for t in one[figure]] == [t.knobs for t in two[figure]]
         for first, second in zip(one[figure], two[figure], strict=True):
             assert np.array_equal(first.values, second.values)
+
+
+def test_latency_is_exact_where_a_part_hangs_on_two_widths_and_four_formats():
+    net = network(lambda: STUDENTS["resnet"](in_channels=1, num_classes=4, depth=1), 1, 16, 16)
+    space = space_of(net, keep=(0.5, 0.625, 0.75, 0.875, 1.0), w_bits=(8,))
+    ort = TARGETS["onnxruntime"]().abilities
+    drawn = [workload(sketch(net, plan, ort), ort) for _, plan in choices(space, 60, seed=5)]
+    made = LatencyModel([(terms(work), 0.01 + work.macs * 1e-6) for work in drawn])
+    estimator = estimator_of(net, model=made)
+    found = cost_tables(space, estimator, ["latency_ms"])["latency_ms"]
+    assert max(table.values.size for table in found) >= 5 * 5 * 2**3
+    pairs = [(total(found, c), estimator(p).latency.ms) for c, p in choices(space, 20, seed=2)]
+    ours, exact = np.array(pairs).T
+    assert ours == pytest.approx(exact, rel=1e-3)
+    assert np.ptp(exact) > 0.1 * exact.mean()
