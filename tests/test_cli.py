@@ -44,8 +44,8 @@ class FakeRun:
         self.calls.append(trial)
         return Receipt(score=self.scores[trial], reference=self.scores[0], lines=LINES)
 
-    def resume(self, trials=None, progress=None, *, until_converged=False):
-        self.calls.append(trials)
+    def resume(self, trials=None, progress=None, *, sampler=None, until_converged=False):
+        self.calls.append(trials if sampler is None else (trials, sampler))
         if self.during is not None:
             self.during(progress)
         return self
@@ -184,10 +184,11 @@ def test_progress_goes_to_stderr_and_quiet_leaves_the_result(command, run, capsy
     assert "note: the search ended" in loud.err
 
 
-def test_resume_hands_over_the_number_of_trials(run):
+def test_resume_hands_over_the_number_of_trials_and_the_sampler(run):
     assert cli.main(["resume", "run", "--trials", "5", "--quiet"]) == 0
     assert cli.main(["resume", "run", "--quiet"]) == 0
-    assert run.calls == [5, None]
+    assert cli.main(["resume", "run", "--trials", "2", "--sampler", "tpe", "--quiet"]) == 0
+    assert run.calls == [5, None, (2, "tpe")]
 
 
 def interrupt(progress):
