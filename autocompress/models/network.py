@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from autocompress.errors import PlanError, unknown
 from autocompress.models.groups import Groups, Unit, find_groups
+from autocompress.models.plain import graph_of, plain
 
 __all__ = ["Layer", "Network", "Observer"]
 
@@ -58,6 +59,19 @@ class Network:
     def groups(self) -> Groups:
         """The channel groups of the network (of the one that was traced, in pruned copies)."""
         return find_groups(self.graph, self.params, self.layers, self.example_inputs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return plain data for other processes: the graph's nodes, and what a trace found."""
+        return {
+            "graph": [plain(node) for node in self.graph.nodes],
+            "params": dict(self.params),
+            "layers": self.layers,
+            "example_inputs": self.example_inputs,
+        }
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        made = {"graph": graph_of(state["graph"]), "params": MappingProxyType(state["params"])}
+        self.__dict__.update({**state, **made})
 
     @property
     def units(self) -> tuple[Unit, ...]:

@@ -7,7 +7,6 @@ latency is a made-up function of the file's size, the same on every machine.
 
 import hashlib
 import json
-import operator
 import struct
 import time
 from collections.abc import Mapping
@@ -19,10 +18,10 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
-from torch import fx
 
 from autocompress.errors import ArtifactError
 from autocompress.models.network import Network
+from autocompress.models.plain import function, plain, whole
 from autocompress.spec.abilities import Abilities
 from autocompress.spec.artifact import Artifact
 from autocompress.spec.files import write_whole
@@ -92,7 +91,7 @@ class NullBuilder:
                 tensors[f"{name}/scale"] = weight.scale.astype(np.float32)
                 packed[name] = [list(weight.codes.shape), weight.bits, grid.low, grid.step]
         document = {
-            "graph": [_plain(node) for node in network.graph.nodes],
+            "graph": [plain(node) for node in network.graph.nodes],
             "packed": packed,
             "activations": {
                 name: [range_.scale, range_.zero_point]
@@ -160,10 +159,10 @@ class NullSession:
             elif op == "get_attr":
                 value = self._params[target]
             elif op == "output":
-                outputs = [v.numpy() for v in _whole(args, values)[0]]
+                outputs = [v.numpy() for v in whole(args, values)[0]]
                 return outputs[0] if len(outputs) == 1 else tuple(outputs)
             else:
-                value = _function(target)(*_whole(args, values), **_whole(kwargs, values))
+                value = function(target)(*whole(args, values), **whole(kwargs, values))
             if name in self._ranges:
                 scale, zero = self._ranges[name]
                 codes = torch.clamp(torch.round(value / scale) + zero, 0, 255)
@@ -182,48 +181,6 @@ class NullSession:
             generator.standard_normal((batch_size, *shape)).astype(np.float32)
             for shape in self._inputs
         )
-
-
-def _plain(node: fx.Node) -> list[Any]:
-    def plain(value: Any) -> Any:
-        if isinstance(value, fx.Node):
-            return {"node": value.name}
-        if isinstance(value, (list, tuple)):
-            return [plain(item) for item in value]
-        if isinstance(value, dict):
-            return {"dict": {key: plain(item) for key, item in value.items()}}
-        if isinstance(value, (torch.dtype, torch.device, torch.layout, torch.memory_format)):
-            return {"torch": str(value)}
-        return value
-
-    function = node.op == "call_function"
-    module = getattr(node.target, "__module__", "") if function else ""
-    target = f"{module}.{node.target.__name__}" if module == "_operator" else str(node.target)  # type: ignore[union-attr]
-    return [node.name, node.op, target, plain(node.args), plain(dict(node.kwargs))]
-
-
-def _whole(value: Any, values: Mapping[str, Any]) -> Any:
-    """Undo ``_plain``."""
-    if isinstance(value, list):
-        return [_whole(item, values) for item in value]
-    if not isinstance(value, dict):
-        return value
-    ((kind, held),) = value.items()
-    if kind == "node":
-        return values[held]
-    if kind == "torch":
-        return torch.device(held) if held.startswith("cpu") else getattr(torch, held[6:])
-    return {key: _whole(item, values) for key, item in held.items()}
-
-
-def _function(target: str) -> Any:
-    """Return an operator by its name: ATen's, or Python's arithmetic."""
-    space, name, *overload = target.split(".")
-    if space == "aten":
-        return getattr(getattr(torch.ops.aten, name), overload[0])
-    if space == "_operator":
-        return getattr(operator, name)
-    raise ArtifactError(f"A file of the null target holds ATen operators alone, not '{target}'.")
 
 
 def _unpack(name: str, tensors: Mapping[str, Array], packed: Mapping[str, Any]) -> Array:
