@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -27,15 +28,20 @@ from autocompress.report.front import Front
 from autocompress.report.receipt import Receipt
 from autocompress.report.tables import to_csv
 from autocompress.searching.adopt import adopt, check_source
-from autocompress.searching.driver import Progress, ProgressCallback, drive, finish
+from autocompress.searching.driver import drive, finish
 from autocompress.searching.evaluate import Evaluator
+from autocompress.searching.executors import make_executor
 from autocompress.searching.explain import explain
+from autocompress.searching.locks import driver_lock, study_lock
 from autocompress.searching.parameters import Parameters
 from autocompress.searching.prepare import set_guide, set_latency_model, tell_cost
+from autocompress.searching.progress import Progress, ProgressCallback
 from autocompress.searching.samplers import make_sampler
-from autocompress.searching.study import Study, driver_lock, read_study
+from autocompress.searching.store import STUDY_NAME, Place, public_url
+from autocompress.searching.study import Study, read_study
 from autocompress.spec.budget import Budget
 from autocompress.spec.config import Config
+from autocompress.spec.execution import Execution
 from autocompress.spec.files import write_whole
 from autocompress.spec.plan import Plan
 from autocompress.spec.score import Score, check_objectives
@@ -63,6 +69,12 @@ class Run:
     task: Task | None = field(default=None, repr=False)
     note: str = ""
     floor: Mapping[str, float] = field(default_factory=dict, repr=False)
+    storage: str = field(default="", repr=False)  # the database's URL with its password, if any
+
+    @property
+    def place(self) -> Place:
+        """Where the study is kept."""
+        return _place(self.directory, self.config, self.storage)
 
     @property
     def reference(self) -> Score | None:
@@ -106,7 +118,7 @@ class Run:
         target = make_target(config.target, threads=config.threads, batch_size=config.batch_size)
         task = self.task or make_task(self._task_options())
         network = trace(task.model, task.example_inputs)
-        _, notes = read_study(self.directory / "study.log")
+        _, notes = read_study(self.place)
         if notes.get("fingerprints", {}).get("model") != network.fingerprint:
             raise RunError("A trial can only be explained on the model of its search; it changed.")
         options = Options.of(config.compress)
@@ -139,11 +151,13 @@ class Run:
         *,
         sampler: str | None = None,
         until_converged: bool = False,
+        execution: Mapping[str, Any] | None = None,
     ) -> "Run":
         """Go on: ``trials`` more, or by default up to the number that the search was started with.
 
         ``sampler``: another one goes on from now on, with all that is known; ``until_converged``:
-        or until next to nothing is still to gain. Returns this run with its new scores. Raises
+        or until next to nothing is still to gain; ``execution``: fields of ``Execution`` that are
+        other than before, such as ``workers``. Returns this run with its new scores. Raises
         RunError if model, data, space or target have changed, TaskError if the task was given in
         Python and is not given to ``open_run`` now.
         """
@@ -151,16 +165,21 @@ class Run:
             isinstance(trials, bool) or not isinstance(trials, int) or trials < 1
         ):
             raise InputError(f"trials must be an integer of at least 1, not {trials!r}.")
-        scores, _ = read_study(self.directory / "study.log")  # others may have gone on
+        scores, _ = read_study(self.place)  # others may have gone on
         done = sum(score.outcome == "ok" for score in scores)
         total = self.config.trials if trials is None else done + trials
         if self.task is None:
             self._task_options()
-        config = self.config if sampler is None else replace(self.config, sampler=sampler)
+        config = self.config.override(sampler=sampler, **(execution or {}))
         new = _run(
-            config, self.directory, self.task, total, progress,
-            until_converged=until_converged, changeable=("trials", "sampler"),
-        )  # fmt: skip
+            replace(config, storage=self.storage or config.storage),
+            self.directory,
+            self.task,
+            total,
+            progress,
+            until_converged=until_converged,
+            changeable=("trials", "sampler", "execution"),
+        )
         self.config, self.scores, self.note, self.floor = config, new.scores, new.note, new.floor
         return self
 
@@ -182,6 +201,11 @@ def search(
     run_dir: str | Path | None = None,
     start_from: str | Path | None = None,
     until_converged: bool = False,
+    storage: str = "",
+    workers: int = 1,
+    ray_address: str = "",
+    trial_seconds: float | None = None,
+    trial_memory_bytes: int | None = None,
     progress: ProgressCallback | None = None,
 ) -> Run:
     """Search plans for a task and return the run; an interrupted one in ``run_dir`` goes on.
@@ -195,7 +219,11 @@ def search(
     and data, whose profile and scores are taken over (on another target its front's plans are
     evaluated first); ``until_converged``: end when next to nothing of the hypervolume is still to
     gain. ``trials`` are completed scores, baselines included; ``run_dir`` is
-    ``runs/<task.name>`` by default. Raises InputError (TaskError, SpaceError, RunError).
+    ``runs/<task.name>`` by default. ``storage``: the URL of a database that keeps the study (a
+    password in it is not written down), by default a file in ``run_dir``. ``workers``: processes on
+    a Ray cluster of its own, or of the one at ``ray_address``; a trial that takes more than
+    ``trial_seconds``, or ``trial_memory_bytes`` beyond what its process holds, is ended and counts
+    as failed. Raises InputError (TaskError, SpaceError, RunError).
     """
     if not isinstance(task, Task):
         raise TaskError(f"search needs an autocompress.Task, not {type(task).__name__}.")
@@ -205,6 +233,11 @@ def search(
         space=find_space(space), sampler=sampler, trials=trials, seed=seed, target=target,
         objectives=check_objectives(objectives), budget=budget or Budget(),
         compress=dict(compress or {}), threads=threads, batch_size=batch_size, device=device,
+        storage=storage,
+        execution=Execution(
+            workers=workers, ray_address=ray_address, trial_seconds=trial_seconds,
+            trial_memory_bytes=trial_memory_bytes,
+        ),
     )  # fmt: skip
     directory = Path(run_dir) if run_dir is not None else Path("runs") / task.name
     return _run(
@@ -239,16 +272,30 @@ def search_config(
     )  # fmt: skip
 
 
-def open_run(run_dir: str | Path, task: Task | None = None) -> Run:
-    """Open a run directory for reading or resuming; ``task`` is needed where Python gave it."""
+def open_run(run_dir: str | Path, task: Task | None = None, *, storage: str = "") -> Run:
+    """Open a run directory for reading or resuming; ``task`` is needed where Python gave it.
+
+    ``storage``: the URL of its database, where the password is not known to the database's client.
+    Raises RunError for what is no run directory, or of another database.
+    """
     directory = Path(run_dir)
     path = directory / "config.toml"
     if not path.is_file():
         raise RunError(f"A run directory has a config.toml: {directory} has none. Start a search.")
     config = Config.read(path)
     config = replace(config, space=find_space(config.space))
-    scores, notes = read_study(directory / "study.log")
-    return Run(directory, config, scores, task, floor=notes.get("floor", {}))
+    if storage and public_url(storage) != config.storage:
+        raise RunError(
+            f"The study of {directory} is kept in {config.storage or 'its own file'}, not in "
+            f"{public_url(storage)}. Leave the storage out, or name that."
+        )
+    scores, notes = read_study(_place(directory, config, storage))
+    return Run(directory, config, scores, task, floor=notes.get("floor", {}), storage=storage)
+
+
+def _place(directory: Path, config: Config, storage: str = "") -> Place:
+    path = directory / "study.log"
+    return Place(path, storage or config.storage, config.study if config.storage else STUDY_NAME)
 
 
 def _run(
@@ -260,7 +307,7 @@ def _run(
     *,
     start_from: str | Path | None = None,
     until_converged: bool = False,
-    changeable: Sequence[str] = ("trials",),
+    changeable: Sequence[str] = ("trials", "execution"),
 ) -> Run:
     """Drive a search in its directory until ``total`` trials are done, or it has converged.
 
@@ -274,9 +321,15 @@ def _run(
     config.check_device()
     make_sampler(config.sampler, config.seed)
     device = read_device(config.device) if config.device else None
-    other = _source(start_from, directory)
-    options = Options.of(config.compress)
-    with _disk_errors(directory), driver_lock(directory):
+    options, executor = Options.of(config.compress), make_executor(config.execution)
+    config, storage = _stored(directory, config)
+    place = _place(directory, config, storage)
+    other = _source(start_from, directory, place)
+    with (
+        _disk_errors(directory),
+        driver_lock(directory),
+        study_lock(place) as confirm,
+    ):
         _check_frozen(directory, config, changeable)
         if task is None:
             assert config.task is not None
@@ -288,11 +341,12 @@ def _run(
         if device is not None:
             _check_operators(config, network, target)
         study = Study(
-            directory / "study.log",
+            place,
             Parameters(space),
             sampler=lambda finished: make_sampler(config.sampler, config.seed + finished),
             objectives=config.objectives,
             budget=config.budget,
+            confirm=confirm,
         )
         fingerprints = {
             "model": network.fingerprint,
@@ -303,7 +357,8 @@ def _run(
         }
         if other is not None:
             alike = Options.of(other.config.compress) == options
-            check_source(study, directory, other.directory, fingerprints, same_rules=alike)
+            _, theirs = read_study(other.place)
+            check_source(study, directory, other.directory, theirs, fingerprints, same_rules=alike)
         elif study.note("adopting") is not None and study.note("adopted") is None:
             raise RunError(
                 f"{directory} was interrupted while it took over {study.note('adopting')}: search "
@@ -312,12 +367,12 @@ def _run(
         study.check_fingerprints(fingerprints)
         write_whole(directory / "config.toml", config.to_toml().encode())
         if other is not None and (
-            left := adopt(
-                study, directory, other.directory, other.front(), fingerprints, seed=config.seed
-            )
+            left := adopt(study, directory, other.front(), theirs, fingerprints, seed=config.seed)
         ):
             report(Progress(0, total, note=left))
-        run = Run(directory, config, study.scores, task, floor=study.note("floor") or {})
+        run = Run(
+            directory, config, study.scores, task, floor=study.note("floor") or {}, storage=storage
+        )
         if study.completed >= total and run.complete():
             return run
         (directory / "front.csv").unlink(missing_ok=True)  # until it is up to date again
@@ -334,7 +389,9 @@ def _run(
             set_latency_model(study, evaluator, report)
         set_guide(study, evaluator, report)
         notes = [
-            drive(study, evaluator, total, report, until_converged=until_converged),
+            drive(
+                study, evaluator, total, report, executor=executor, until_converged=until_converged
+            ),
             finish(study, evaluator, report),
             getattr(study.sampler, "reason", ""),
         ]
@@ -345,7 +402,20 @@ def _run(
     return run
 
 
-def _source(start_from: str | Path | None, directory: Path) -> Run | None:
+def _stored(directory: Path, config: Config) -> tuple[Config, str]:
+    """Return a configuration that can be written down, and its database's URL with the password.
+
+    A study in a database has a name of its own, chosen once.
+    """
+    url, study = config.storage, config.study
+    if url and not study and (directory / "config.toml").exists():
+        study = Config.read(directory / "config.toml").study
+    if url and not study:
+        study = f"{directory.resolve().name}-{secrets.token_hex(4)}"
+    return replace(config, storage=public_url(url), study=study), url
+
+
+def _source(start_from: str | Path | None, directory: Path, place: Place) -> Run | None:
     """Return the run that a search is to start from, None if it has done so already.
 
     Raises InputError if it has started from another.
@@ -354,7 +424,7 @@ def _source(start_from: str | Path | None, directory: Path) -> Run | None:
         return None
     if not isinstance(start_from, (str, Path)):
         raise InputError(f"start_from must be a run directory's path, not {start_from!r}.")
-    _, notes = read_study(directory / "study.log")
+    _, notes = read_study(place)
     if notes.get("adopted") is None:
         return open_run(start_from)
     if Path(notes["adopting"]) != Path(start_from).resolve():

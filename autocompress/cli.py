@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from autocompress.api import Run
     from autocompress.report.front import Front
-    from autocompress.searching.driver import Progress
+    from autocompress.searching.progress import Progress
 
 __all__ = ["main"]
 

@@ -19,7 +19,7 @@ from autocompress.errors import ArtifactError, ConfigError, RunError, TaskError,
 from autocompress.measuring import Calibrated
 from autocompress.report.front import Front
 from autocompress.report.receipt import Receipt
-from autocompress.searching.driver import Progress
+from autocompress.searching.progress import Progress
 from autocompress.spec.budget import Budget
 from autocompress.targets.timing import Timing
 from tests.report.made_up import failure, files, front, score, study

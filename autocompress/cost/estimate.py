@@ -1,7 +1,7 @@
 """Estimates: what a plan is expected to cost, before anything is compressed or built."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from autocompress.cost import analytic
@@ -18,7 +18,7 @@ from autocompress.targets.base import Builder
 from autocompress.transforms.compress import Compressed, Options
 from autocompress.transforms.sketch import sketch
 
-__all__ = ["Estimate", "Estimator"]
+__all__ = ["Estimate", "Estimator", "Lesson"]
 
 #: What the size of a file may differ by from its sketch's, whose values are made up.
 _SIZE_ERROR = 0.01
@@ -72,6 +72,19 @@ class Estimate:
     def over(self, budget: Budget) -> bool:
         """Tell whether a limit is exceeded by more than the estimate's own error."""
         return any(excess > 0 for excess in budget.constraints(self.least).values())
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What estimates can learn of one compressed network besides its latency.
+
+    ``terms``: of its latency model; ``long`` and ``short``: the channels of the biases that are
+    in float32 and in float16, by name.
+    """
+
+    terms: tuple[Term, ...]
+    long: Mapping[str, int]
+    short: Mapping[str, int]
 
 
 class Estimator:
@@ -168,16 +181,24 @@ class Estimator:
                     own["latency_ms"] = own.get("latency_ms", 0.0) + ms
         return found
 
-    def learn(self, compressed: Compressed, ms: float) -> None:
-        """Take in how a network was compressed, and its measured latency in milliseconds."""
+    def lesson(self, compressed: Compressed) -> Lesson:
+        """Return what a compressed network can teach, to be learnt here or in another process."""
+        long, short = dict[str, int](), dict[str, int]()
         for layer in compressed.network.layers:
-            name, channels = layer.bias, len(compressed.network.params[layer.bias])
-            if name in compressed.weights:
-                self._short[name] = max(channels, self._short.get(name, 0))
-            elif layer.weight in compressed.weights:
-                self._long[name] = min(channels, self._long.get(name, channels))
+            name = layer.bias
+            if name in compressed.weights or layer.weight in compressed.weights:
+                kind = short if name in compressed.weights else long
+                kind[name] = len(compressed.network.params[name])
+        return Lesson(terms(self.work(compressed)), long, short)
+
+    def learn(self, lesson: Lesson, ms: float) -> None:
+        """Take in what a network has taught, and its measured latency in milliseconds."""
+        for name, channels in lesson.short.items():
+            self._short[name] = max(channels, self._short.get(name, 0))
+        for name, channels in lesson.long.items():
+            self._long[name] = min(channels, self._long.get(name, channels))
         if self.model is not None:
-            self.model.add(terms(self.work(compressed)), ms)
+            self.model.add(lesson.terms, ms)
 
     def work(self, compressed: Compressed) -> Workload:
         """Return the workload of a compressed network."""

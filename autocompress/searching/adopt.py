@@ -5,11 +5,12 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from autocompress.errors import InputError
 from autocompress.report.front import Front
 from autocompress.searching.oracle import Oracle
-from autocompress.searching.study import Study, read_study
+from autocompress.searching.study import Study
 from autocompress.spec.plan import Plan
 
 __all__ = ["adopt", "check_source"]
@@ -19,21 +20,21 @@ def check_source(
     study: Study,
     directory: Path,
     source: Path,
+    notes: Mapping[str, Any],
     fingerprints: Mapping[str, str],
     *,
     same_rules: bool,
 ) -> None:
     """Raise InputError unless a run can be taken over: of another model or data it cannot.
 
-    Nor can it by a study that has begun by itself. ``same_rules``: plans are carried out alike in
-    both.
+    Nor can it by a study that has begun by itself. ``notes``: the other's; ``same_rules``: plans
+    are carried out alike in both.
     """
     if study.scores and study.note("adopting") is None:
         raise InputError(
             f"Only a new search can start from another: {directory} has {len(study.scores)} trials "
             "of its own. Name another run directory, or go on without --from."
         )
-    _, notes = read_study(source / "study.log")
     theirs = notes.get("fingerprints", {})
     for what in ("model", "data"):
         if theirs.get(what) != fingerprints[what]:
@@ -51,20 +52,20 @@ def check_source(
 def adopt(
     study: Study,
     directory: Path,
-    source: Path,
     front: Front,
+    notes: Mapping[str, Any],
     fingerprints: Mapping[str, str],
     *,
     seed: int,
 ) -> str:
     """Take profile and scores of a run over into a study; return a note of what stays behind.
 
-    ``front`` is the other run's. On the same target its scores count as they are, files and all;
-    on another its front's plans are evaluated first. Plans that are not of the study's space stay
-    behind, but for baselines. ``seed``: of the new search.
+    ``front`` and ``notes`` are the other run's. On the same target its scores count as they are,
+    files and all; on another its front's plans are evaluated first. Plans that are not of the
+    study's space stay behind, but for baselines. ``seed``: of the new search.
     """
+    source = front.directory
     study.set_note("adopting", str(source.resolve()))
-    _, notes = read_study(source / "study.log")
     profile = Path("profile") / "effects.jsonl"
     oracle = Oracle(_unknown, directory / profile)
     for plan, loss in Oracle(_unknown, source / profile).known.items():

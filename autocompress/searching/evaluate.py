@@ -5,14 +5,16 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from autocompress.cost.device import Device
-from autocompress.cost.estimate import Estimate, Estimator
+from autocompress.cost.estimate import Estimate, Estimator, Lesson
 from autocompress.errors import ArtifactError, AutocompressError, RunError
 from autocompress.models.network import Network
 from autocompress.report.front import Pick
@@ -48,7 +50,7 @@ class _Stopwatch:
             self.seconds[step] = time.perf_counter() - start
 
 
-def _place(error: Exception) -> str:
+def _place(error: BaseException) -> str:
     """Return file and line in which an exception was raised."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{last.filename}, line {last.lineno}"
@@ -75,9 +77,14 @@ class Evaluator:
     device: Device | None = None
 
     def __post_init__(self) -> None:
+        self.builder = self.target.prepare(self.network)
+        self._start()
+        if self.reference_ms is None:
+            self.reference_ms = self._measure(self._references).reference_ms
+
+    def _start(self) -> None:
         calibration = tuple(self.task.calibration)
         self.compressor = Compressor(self.network, calibration, self.target.abilities, self.options)
-        self.builder = self.target.prepare(self.network)
         self.estimator = Estimator(
             self.network, self.target.abilities, self.builder,
             options=self.options, device=self.device,
@@ -87,9 +94,29 @@ class Evaluator:
             np.repeat(value.numpy(), self.target.batch_size, axis=0)
             for value in self.task.example_inputs
         )
-        self._references = openings(self._open_reference(), 4.0)
-        if self.reference_ms is None:
-            self.reference_ms = self._measure(self._references).reference_ms
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process needs to evaluate: no sessions, no latency model."""
+        kept = {f.name: getattr(self, f.name) for f in fields(self)}
+        kept["task"] = replace(self.task, model=nn.Identity().eval())  # the network stands for it
+        return {**kept, "directory": self.directory.resolve(), "builder": self.builder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start()
+
+    def open_references(self) -> tuple[Session, ...]:
+        """Return the openings of the uncompressed model's file, made once, built if need be."""
+        return self._references
+
+    @cached_property
+    def _references(self) -> tuple[Session, ...]:
+        return openings(self._open_reference(), 4.0)
+
+    @property
+    def reference_path(self) -> Path:
+        """Where the uncompressed model's file lies."""
+        return self.path(Plan(), Recipe(seed=self.seed))
 
     def path(self, plan: Plan, recipe: Recipe) -> Path:
         """Return where the artifact of a plan lies."""
@@ -124,30 +151,56 @@ class Evaluator:
             "cpu": self.cpu, "seed": self.seed, "device": self.device.name if self.device else "",
         }  # fmt: skip
 
+    def failed(self, plan: Plan, recipe: Recipe, baseline: str, message: str) -> Score:
+        """Return the score of a plan whose evaluation failed, with a sentence."""
+        common = self._common(plan, recipe)
+        return Score(outcome="failed", message=message, baseline=baseline, **common)
+
     def __call__(
         self, plan: Plan, recipe: Recipe, baseline: str = "", estimate: Estimate | None = None
     ) -> Score:
-        """Compress, build, open and measure; a failure is a score with a sentence.
+        """Compress, build, open and measure, and learn; a failure is a score with a sentence.
 
         ``estimate``: what was expected of the plan, to stand beside what is measured.
         """
-        watch = _Stopwatch()
-        common = {**self._common(plan, recipe), "baseline": baseline}
-        if estimate is not None:
-            common["estimates"] = estimate.figures()
-        try:
-            figures = self._figures(plan, recipe, watch)
-        except RunError:  # nothing can be written: no fault of the plan
-            raise
-        except AutocompressError as error:
-            message = str(error)
-        except Exception as error:  # the user's evaluate, or a runtime, raises what it likes
-            message = f"{type(error).__name__}: {error} ({_place(error)})"
-        else:
-            return Score(outcome="ok", seconds=watch.seconds, **common, **figures)
-        return Score(outcome="failed", message=message, seconds=watch.seconds, **common)
+        score, lesson = self.evaluate(plan, recipe, baseline, estimate)
+        if lesson is not None:
+            self.estimator.learn(lesson, score.latency_ms)
+        return score
 
-    def _figures(self, plan: Plan, recipe: Recipe, watch: _Stopwatch) -> dict[str, Any]:
+    def evaluate(
+        self, plan: Plan, recipe: Recipe, baseline: str = "", estimate: Estimate | None = None
+    ) -> tuple[Score, Lesson | None]:
+        """Do the same without learning; return what there is to learn too.
+
+        What a second try may mend (a file that vanished, a disk that was full) is tried twice.
+        """
+        for last in (False, True):
+            watch, again = _Stopwatch(), False
+            try:
+                figures, lesson = self._figures(plan, recipe, watch)
+            except AutocompressError as error:
+                message = str(error)
+                again = isinstance(error, RunError) or not self.path(plan, recipe).exists()
+            except (Exception, SystemExit) as error:  # evaluate, or a runtime, raises what it likes
+                message = f"{type(error).__name__}: {error} ({_place(error)})"
+                again = isinstance(error, OSError)
+            else:
+                common = {**self._common(plan, recipe), "baseline": baseline}
+                if estimate is not None:
+                    common["estimates"] = estimate.figures()
+                return Score(outcome="ok", seconds=watch.seconds, **common, **figures), lesson
+            if last or not again:
+                break
+        return replace(
+            self.failed(plan, recipe, baseline, message),
+            estimates=estimate.figures() if estimate is not None else {},
+            seconds=watch.seconds,
+        ), None
+
+    def _figures(
+        self, plan: Plan, recipe: Recipe, watch: _Stopwatch
+    ) -> tuple[dict[str, Any], Lesson]:
         with watch("compress"):
             compressed = self.compressor.compress(plan)
         with watch("build"):
@@ -161,7 +214,6 @@ class Evaluator:
         memory = session.peak_memory_bytes
         network = compressed.network
         costs = self.estimator.of(compressed, artifact.size_bytes)
-        self.estimator.learn(compressed, timing.latency_ms)
         return {
             "accuracy": accuracy.mean,
             "accuracy_low": accuracy.low,
@@ -180,16 +232,15 @@ class Evaluator:
             "artifact": artifact.path.name,
             "sha256": artifact.sha256,
             "timing": timing.to_json(),
-        }
+        }, self.estimator.lesson(compressed)
 
     def _open_reference(self) -> Session:
         """Return the opened uncompressed model, built where no trial has built it yet."""
-        plan, recipe = Plan(), Recipe(seed=self.seed)
-        path = self.path(plan, recipe)
+        path = self.reference_path
         try:
             return self.target.open(path)
         except ArtifactError:
-            self.builder.build(self.compressor.compress(plan), path)
+            self.builder.build(self.compressor.compress(Plan()), path)
             return self.target.open(path)
 
     def _measure(self, sessions: tuple[Session, ...]) -> Timing:

@@ -12,11 +12,11 @@ from autocompress.cost.workload import workload
 from autocompress.errors import AutocompressError, RunError
 from autocompress.models.network import Network
 from autocompress.searching.cost_tables import cost_tables
-from autocompress.searching.driver import Progress, ProgressCallback
 from autocompress.searching.evaluate import Evaluator
 from autocompress.searching.guide import Guide, Observed
 from autocompress.searching.oracle import Oracle
 from autocompress.searching.profile import companions_of, groups_of, profile
+from autocompress.searching.progress import Progress, ProgressCallback
 from autocompress.searching.samplers import GuidedSampler
 from autocompress.searching.study import Study
 from autocompress.spec.budget import LIMITS
@@ -64,7 +64,9 @@ def set_guide(study: Study, evaluator: Evaluator, progress: ProgressCallback) ->
             if score.outcome == "ok"
         ]
 
-    sampler.attach(make, study.parameters, observed, lambda: [s.plan for s in study.scores])
+    sampler.attach(
+        make, study.parameters, observed, lambda: [*(s.plan for s in study.scores), *study.running]
+    )
 
 
 def tell_cost(study: Study, progress: ProgressCallback) -> None:

@@ -1,110 +1,37 @@
-"""The study: every score, in memory for the sampler and, once finished, in a journal file."""
+"""The study: every score, in memory for the sampler and, once finished, in its store."""
 
-import contextlib
-import json
-import os
-import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import optuna
-from filelock import FileLock, Timeout
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from autocompress.errors import PlanError, RunError
 from autocompress.searching.parameters import Parameters
+from autocompress.searching.store import Place, Store
 from autocompress.spec.budget import Budget
 from autocompress.spec.plan import Plan
 from autocompress.spec.score import OBJECTIVES, Score
 
-__all__ = ["STUDY_NAME", "Study", "driver_lock", "read_study"]
+__all__ = ["Study", "read_study"]
 
-STUDY_NAME = "autocompress"
 _TEST = "test:"
 _GENERATION = "NSGAIISampler:generation"
 
 
-@contextlib.contextmanager
-def driver_lock(directory: Path) -> Iterator[None]:
-    """Make a run directory and hold it for one driver; raise RunError that names another holder.
-
-    The lock belongs to the process: the system releases it however the holder ends.
-    """
-    (directory / "artifacts").mkdir(parents=True, exist_ok=True)
-    note = directory / "driver.txt"
-    lock = FileLock(directory / "driver.lock")
+def _scores(trials: Sequence[FrozenTrial], notes: Mapping[str, Any], place: Place) -> list[Score]:
+    """Return the scores in order, one that a broken connection stored twice once."""
     try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        holder = note.read_text().strip() if note.exists() else "another process"
-        raise RunError(
-            f"One driver at a time may work in a run directory: {directory} is held by {holder}. "
-            "Wait for it or stop it."
-        ) from error
-    try:
-        with contextlib.suppress(OSError):  # a full disk; the lock holds without it
-            note.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
-        yield
-    finally:
-        note.unlink(missing_ok=True)
-        lock.release()
-
-
-def _mend(path: Path) -> None:
-    """Cut a torn last line, which a killed driver or machine may have left, and its stale lock."""
-    path.with_name(path.name + ".lock").unlink(missing_ok=True)
-    if not path.exists():
-        return
-    with path.open("r+b") as file:
-        content = file.read()
-        whole = content.rfind(b"\n") + 1
-        start = content.rfind(b"\n", 0, max(whole - 1, 0)) + 1
-        try:
-            json.loads(content[start:whole] or b"null")
-        except ValueError:
-            whole = start
-        if whole < len(content):
-            file.truncate(whole)
-
-
-def _storage(path: Path) -> JournalStorage:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return JournalStorage(JournalFileBackend(str(path)))
-
-
-def _open(path: Path) -> optuna.Study | None:
-    """Return the study in a journal file, None where there is none yet."""
-    if not path.exists():
-        return None
-    try:
-        storage = _storage(path)
-        if STUDY_NAME in optuna.get_all_study_names(storage):
-            return optuna.load_study(study_name=STUDY_NAME, storage=storage)
-        return None
-    except Exception as error:  # Optuna asserts and indexes while it replays the file
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> RunError:
-    return RunError(
-        f"A study must be a journal that autocompress wrote: {path} ({repr(error)[:120]}). "
-        "Restore it from a copy, or start in another directory."
-    )
-
-
-def _scores(study: optuna.Study, path: Path) -> list[Score]:
-    notes = study.user_attrs
-    try:
-        trials = study.get_trials(deepcopy=False)
-        scores = [Score.from_json(trial.user_attrs["score"]) for trial in trials]
+        found = [Score.from_json(trial.user_attrs["score"]) for trial in trials]
     except (KeyError, TypeError, PlanError) as error:
-        raise _damaged(path, error) from error
-    return [_with_test(score, notes.get(_TEST + score.key)) for score in scores]
+        raise place.damaged(error) from error
+    scores = {score.trial: score for score in reversed(found)}
+    return [
+        _with_test(scores[number], notes.get(_TEST + scores[number].key))
+        for number in sorted(scores)
+    ]
 
 
 def _with_test(score: Score, figures: Any) -> Score:
@@ -114,50 +41,51 @@ def _with_test(score: Score, figures: Any) -> Score:
     return replace(score, test_accuracy=mean, test_low=low, test_high=high)
 
 
-def read_study(path: Path) -> tuple[list[Score], dict[str, Any]]:
-    """Return the scores and notes in a journal file, also while another process writes it.
+def read_study(place: Place) -> tuple[list[Score], dict[str, Any]]:
+    """Return the scores and notes at a place, also while another process writes there.
 
-    Raises RunError for a file that is not such a journal.
+    Raises RunError for what autocompress did not write.
     """
-    study = _open(path)
-    return ([], {}) if study is None else (_scores(study, path), study.user_attrs)
+    study = place.open()
+    if study is None:
+        return [], {}
+    notes = study.user_attrs
+    return _scores(study.get_trials(deepcopy=False), notes, place), notes
 
 
 class Study:
     """Scores by plan, and the sampler that learns from them.
 
-    The working study lives in memory; each finished trial is appended to the journal file as
-    one line, so that nothing unfinished is ever on disk. ``sampler`` is given the number of
-    finished trials, to seed it so that a resumed search does not repeat its proposals.
+    The working study lives in memory; each finished trial is appended to the store at ``place``,
+    so that nothing unfinished is ever there. ``sampler`` is given the number of finished trials, to
+    seed it so that a resumed search does not repeat its proposals. ``confirm``: as a Store's.
     """
 
     def __init__(
         self,
-        path: Path,
+        place: Place,
         parameters: Parameters,
         *,
         sampler: Callable[[int], optuna.samplers.BaseSampler],
         objectives: tuple[str, ...],
         budget: Budget,
+        confirm: Callable[[], None] = lambda: None,
     ) -> None:
         self.parameters = parameters
         self.objectives = objectives
         self.budget = budget
         up, down = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
         directions = [up if OBJECTIVES[name].maximize else down for name in objectives]
-        _mend(path)
-        self._journal = _open(path) or optuna.create_study(
-            study_name=STUDY_NAME, storage=_storage(path), directions=directions
-        )
-        self.scores = _scores(self._journal, path)
+        self._store = Store(place, directions, confirm=confirm)
+        trials = self._store.trials
+        self.scores = _scores(trials, self._store.notes, place)
         self.sampler = sampler(len(self.scores))
         self._memory = optuna.create_study(directions=directions, sampler=self.sampler)
         self._memory.add_trials(
-            trial
-            for trial in self._journal.get_trials(deepcopy=False)
-            if trial.state == TrialState.COMPLETE and self._informs(trial)
+            trial for trial in trials if trial.state == TrialState.COMPLETE and self._informs(trial)
         )
         self._by_key = {score.key: score for score in self.scores}
+        self.running: list[Plan] = []  # those that are being evaluated
 
     def _informs(self, trial: FrozenTrial) -> bool:
         """Tell whether a trial has the space's parameters: samplers want all or none."""
@@ -193,9 +121,9 @@ class Study:
         trial = self._memory.ask()
         return trial, self.parameters.suggest(trial)
 
-    def repeat(self, trial: Trial, score: Score) -> FrozenTrial:
-        """Tell the sampler the score of a plan that it proposed."""
-        if score.outcome == "failed":
+    def repeat(self, trial: Trial, score: Score | None) -> FrozenTrial:
+        """Tell the sampler the score of a plan that it proposed, None where there is none yet."""
+        if score is None or score.outcome == "failed":
             return self._memory.tell(trial, state=TrialState.FAIL)
         for name, value in score.constraints(self.budget).items():
             trial.set_constraint(name, value)
@@ -208,7 +136,7 @@ class Study:
         # NSGA-II breeds from what has a generation: what it did not propose is of the first
         attrs = {_GENERATION: told.get(_GENERATION, 0)}
         frozen = self._frozen(score, attrs)
-        self._journal.add_trial(frozen)
+        self._store.add(frozen)
         self.scores.append(score)
         self._by_key[score.key] = score
         if trial is None and score.outcome != "failed" and self._informs(frozen):
@@ -217,17 +145,16 @@ class Study:
 
     def add_test(self, score: Score, figures: Sequence[float]) -> None:
         """Record (mean, low, high) of the test split for a score."""
-        self._journal.set_user_attr(_TEST + score.key, [float(figure) for figure in figures])
+        self._store.set_note(_TEST + score.key, [float(figure) for figure in figures])
         self.scores[score.trial] = _with_test(score, figures)
 
     def note(self, name: str) -> Any:
         """Return a note that was kept with the study, None if there is none."""
-        return self._journal.user_attrs.get(name)
+        return self._store.notes.get(name)
 
     def set_note(self, name: str, value: Any) -> None:
         """Keep plain data with the study under a name."""
-        json.dumps(value)
-        self._journal.set_user_attr(name, value)
+        self._store.set_note(name, value)
 
     def check_fingerprints(self, found: Mapping[str, str]) -> None:
         """Record what the study is about, or raise RunError naming what has changed since."""

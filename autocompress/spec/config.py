@@ -1,7 +1,7 @@
 """Configurations: everything that defines a search, as TOML."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import tomli_w
 
 from autocompress.errors import ConfigError, InputError
 from autocompress.spec.budget import Budget
+from autocompress.spec.execution import Execution
 from autocompress.spec.score import check_objectives
 from autocompress.spec.space import SpaceTemplate
 from autocompress.spec.toml import check_keys, line_of, read_toml
@@ -16,10 +17,11 @@ from autocompress.spec.toml import check_keys, line_of, read_toml
 __all__ = ["Config"]
 
 _SECTIONS: Mapping[str, tuple[str, ...]] = {
-    "search": ("space", "sampler", "trials", "seed", "objectives"),
+    "search": ("space", "sampler", "trials", "seed", "objectives", "storage", "study"),
     "compress": ("importance", "calibrate", "refit", "bn", "compensate"),
     "budget": ("latency_ms", "max_size_bytes", "max_energy_mj", "max_memory_bytes"),
     "target": ("name", "threads", "batch_size", "device"),
+    "run": ("workers", "ray_address", "trial_seconds", "trial_memory_bytes"),
 }
 
 
@@ -30,7 +32,9 @@ class Config:
     ``task`` is None where the task was given in Python. ``space`` is a name, a path or, in a run
     directory, the rules themselves. ``compress`` holds what differs from the defaults of
     ``transforms.options.Options``. ``device`` is a device file that latency and energy are
-    predicted for, "" for this machine. Raises InputError for a value that cannot be.
+    predicted for, "" for this machine. ``storage``: the URL of the database that keeps the study,
+    under the name ``study``, "" for a file in the run directory. Raises InputError for a value that
+    cannot be.
     """
 
     task: Mapping[str, Any] | None = None
@@ -45,6 +49,9 @@ class Config:
     threads: int = 1
     batch_size: int = 1
     device: str = ""
+    storage: str = ""
+    study: str = ""
+    execution: Execution = field(default_factory=Execution)
 
     def __post_init__(self) -> None:
         for name, least in (("trials", 1), ("seed", 0), ("threads", 1), ("batch_size", 1)):
@@ -55,7 +62,7 @@ class Config:
                 or not (least <= value <= 2**53)
             ):
                 raise InputError(f"{name} must be an integer of at least {least}, not {value!r}.")
-        for name in ("sampler", "target", "device"):
+        for name in ("sampler", "target", "device", "storage", "study"):
             if not isinstance(getattr(self, name), str):
                 raise InputError(f"{name} must be a name in quotes, not {getattr(self, name)!r}.")
         object.__setattr__(self, "objectives", check_objectives(self.objectives))
@@ -104,15 +111,23 @@ class Config:
         try:
             budget = Budget(**table.get("budget", {}))
             compress = table.get("compress", {})
-            return cls(task=task, budget=budget, compress=compress, **search, **target)
+            execution = Execution(**table.get("run", {}))
+            return cls(
+                task=task, budget=budget, compress=compress, execution=execution, **search, **target
+            )
         except InputError as error:
             raise ConfigError(f"{path}: {error}") from error
 
     def override(self, **values: Any) -> "Config":
-        """Return a copy with other values; names of limits are fields of the budget."""
+        """Return a copy with other values; fields of the budget and the execution by their names.
+
+        None leaves a value as it is.
+        """
         given = {name: value for name, value in values.items() if value is not None}
         limits = {n: given.pop(n) for n in _SECTIONS["budget"] if n in given}
-        return replace(self, budget=replace(self.budget, **limits), **given)
+        how = {n: given.pop(n) for n in _SECTIONS["run"] if n in given}
+        budget, execution = replace(self.budget, **limits), replace(self.execution, **how)
+        return replace(self, budget=budget, execution=execution, **given)
 
     def to_toml(self) -> str:
         """Return the configuration as TOML; a space that is a template is written out."""
@@ -123,6 +138,7 @@ class Config:
                 **({"space": self.space} if isinstance(self.space, str) else {}),
                 "sampler": self.sampler, "trials": self.trials, "seed": self.seed,
                 "objectives": list(self.objectives),
+                **({"storage": self.storage, "study": self.study} if self.storage else {}),
             },
             **({"compress": dict(self.compress)} if self.compress else {}),
             "budget": {name: limit for name, limit in limits.items() if limit is not None},
@@ -130,6 +146,7 @@ class Config:
                 "name": self.target, "threads": self.threads, "batch_size": self.batch_size,
                 **({"device": self.device} if self.device else {}),
             },
+            "run": {n: v for n, v in asdict(self.execution).items() if v not in (None, "")},
             **({} if isinstance(self.space, str) else {"space": self.space.to_dict()}),
         }  # fmt: skip
         return tomli_w.dumps(document)

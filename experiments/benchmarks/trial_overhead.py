@@ -22,6 +22,7 @@ from autocompress.names import find_space
 from autocompress.searching.evaluate import Evaluator
 from autocompress.searching.parameters import Parameters
 from autocompress.searching.samplers import make_sampler
+from autocompress.searching.store import Place
 from autocompress.searching.study import Study
 from autocompress.spec.budget import Budget
 from autocompress.spec.plan import Recipe
@@ -68,7 +69,7 @@ def steps(name: str, trials: int, sampler: str, directory: Path) -> None:
     space = find_space("ptq").resolve(layers, units, target.abilities)
     (directory / "artifacts").mkdir(parents=True)
     study = Study(
-        directory / "study.log",
+        Place(directory / "study.log"),
         Parameters(space),
         sampler=lambda finished: make_sampler(sampler, finished),
         objectives=("accuracy", "size"),

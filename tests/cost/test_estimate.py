@@ -197,10 +197,10 @@ def test_measured_trials_refine_the_model() -> None:
     plan = plans(1)[0]
     before = estimator(plan).latency.ms
     for _ in range(8):
-        estimator.learn(sketch(net(), plan, ORT), 1.5 * before)
+        estimator.learn(estimator.lesson(sketch(net(), plan, ORT)), 1.5 * before)
     assert estimator(plan).latency.ms > 1.25 * before
     without = Estimator(net(), ORT, builder("null", net()))
-    without.learn(sketch(net(), plan, ORT), 1.0)  # there is nothing to refine
+    without.learn(without.lesson(sketch(net(), plan, ORT)), 1.0)  # there is nothing to refine
     assert math.isnan(without(plan).latency.ms)
 
 
@@ -210,14 +210,14 @@ def test_sizes_are_right_to_one_percent_once_trials_showed_which_biases_are_long
     compressor = Compressor(of, calibration(), ORT, images=64)
     estimator, fresh = (Estimator(of, ORT, made) for _ in range(2))
     base = Plan({f"{layer.name}/w_bits": 8 for layer in of.layers})
-    estimator.learn(compressor.compress(base), 1.0)
+    estimator.learn(estimator.lesson(compressor.compress(base)), 1.0)
     worst = {"learnt": 0.0, "fresh": 0.0}
     for plan in [base, *plans(12, of)]:
         found = compressor.compress(plan)
         size = len(made.content(found))
         for name, which in (("learnt", estimator), ("fresh", fresh)):
             worst[name] = max(worst[name], abs(which(plan).size_bytes / size - 1))
-        estimator.learn(found, 1.0)
+        estimator.learn(estimator.lesson(found), 1.0)
     assert worst["learnt"] < 0.01
     assert worst["fresh"] >= worst["learnt"]
 
@@ -227,7 +227,7 @@ def test_how_long_a_bias_is_decides_where_trials_differed() -> None:
     estimator = Estimator(of, ORT, builder("null", of))
     for keep, long in ((1, {"conv1.bias": 1}), (0.5, {}), (0.75, {"conv1.bias": 1})):
         plan = Plan({"conv1/w_bits": 4} | ({"conv1/keep": keep} if keep < 1 else {}))
-        estimator.learn(sketch(of, plan, ORT, long=long), 1.0)
+        estimator.learn(estimator.lesson(sketch(of, plan, ORT, long=long)), 1.0)
     for keep, stored in ((0.5, "float16"), (0.625, "float16"), (0.75, None), (1, None)):
         plan = Plan({"conv1/w_bits": 4, "conv1/keep": keep})
         wanted = sketch(of, plan, ORT, long={} if stored else {"conv1.bias": 1})

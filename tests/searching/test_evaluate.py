@@ -5,13 +5,14 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import cloudpickle
 import numpy as np
 import pytest
 import torch
 
 from autocompress.cost.device import read_device
 from autocompress.cost.latency import Prediction
-from autocompress.errors import ArtifactError, RunError
+from autocompress.errors import ArtifactError
 from autocompress.models.trace import trace
 from autocompress.report.front import Pick
 from autocompress.searching import evaluate as evaluating
@@ -111,15 +112,57 @@ def test_a_damaged_reference_is_built_again(tmp_path: Path) -> None:
     assert path.read_bytes() == whole
 
 
-def test_a_full_disk_is_no_fault_of_the_plan(tmp_path: Path, monkeypatch) -> None:
-    evaluator = make_evaluator(tmp_path)
+def test_a_full_disk_is_a_failure_with_a_sentence_after_a_second_try(tmp_path, monkeypatch):
+    evaluator, tries = make_evaluator(tmp_path), []
 
     def full(handle: int) -> None:
+        tries.append(handle)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(RunError, match="No space left"):
-        evaluator(PLAN, Recipe())
+    score = evaluator(PLAN, Recipe(), "named")
+    assert (score.outcome, score.baseline, len(tries)) == ("failed", "named", 2)
+    assert "No space left" in score.message
+
+
+def test_what_a_second_try_mends_is_no_failure(tmp_path: Path) -> None:
+    def evaluate(predict):
+        tries.append(None)
+        if len(tries) == 1:
+            for path in (tmp_path / "artifacts").glob("*"):
+                path.unlink()  # somebody cleans up
+            raise OSError("the disk went away")
+        return np.ones(3)
+
+    evaluator, tries = make_evaluator(tmp_path, evaluate=evaluate), []
+    score = evaluator(PLAN, Recipe())
+    assert (score.outcome, len(tries)) == ("ok", 2)
+    assert (tmp_path / "artifacts" / score.artifact).exists()
+
+
+@pytest.mark.parametrize("error", [KeyError("labels"), SystemExit(3)])
+def test_what_a_second_try_cannot_mend_is_not_tried_again(tmp_path: Path, error) -> None:
+    def evaluate(predict):
+        tries.append(None)
+        raise error
+
+    evaluator, tries = make_evaluator(tmp_path, evaluate=evaluate), []
+    score = evaluator(PLAN, Recipe())
+    assert (score.outcome, len(tries)) == ("failed", 1)
+    assert type(error).__name__ in score.message
+
+
+def test_it_goes_to_another_process_without_model_and_sessions(tmp_path: Path) -> None:
+    evaluator = make_evaluator(tmp_path, device=read_device("cortex-m7"), seed=3)
+    score = evaluator(PLAN, Recipe(seed=3))
+    copy = cloudpickle.loads(cloudpickle.dumps(evaluator))
+    assert not list(copy.task.model.parameters())
+    assert copy.directory.is_absolute()
+    found, lesson = copy.evaluate(PLAN, Recipe(seed=3))
+    same = replace(found, seconds=score.seconds, load_ms=score.load_ms)
+    assert same.to_json() == score.to_json()
+    assert {**lesson.long, **lesson.short}.keys() == {"0.bias", "2.bias"}
+    assert copy.estimator._long == {}  # what is learnt is learnt by the driver
 
 
 class Model:

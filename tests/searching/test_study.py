@@ -5,9 +5,11 @@ import pytest
 
 from autocompress.errors import RunError
 from autocompress.searching.driver import drive
+from autocompress.searching.locks import driver_lock
 from autocompress.searching.parameters import Parameters
 from autocompress.searching.samplers import make_sampler
-from autocompress.searching.study import STUDY_NAME, Study, driver_lock, read_study
+from autocompress.searching.store import STUDY_NAME, Place
+from autocompress.searching.study import Study, read_study
 from autocompress.spec.budget import Budget
 from autocompress.spec.plan import Plan, Recipe
 from tests.searching.fakes import SPACE, FakeEvaluator, size_of
@@ -15,7 +17,7 @@ from tests.searching.fakes import SPACE, FakeEvaluator, size_of
 
 def study_at(path, sampler="random", budget=None, space=SPACE, objectives=("accuracy", "size")):
     return Study(
-        path,
+        Place(path),
         Parameters(space),
         sampler=lambda finished: make_sampler(sampler, finished),
         objectives=objectives,
@@ -33,7 +35,7 @@ def test_scores_are_read_back_and_never_evaluated_twice(tmp_path):
     drive(study_at(path), first, 25, lambda _: None)
     second = FakeEvaluator()
     again = study_at(path)
-    assert [s.to_json() for s in again.scores] == [s.to_json() for s in read_study(path)[0]]
+    assert [s.to_json() for s in again.scores] == [s.to_json() for s in read_study(Place(path))[0]]
     drive(again, second, 40, lambda _: None)
     assert len(first.calls) == 25
     assert len(second.calls) == 15
@@ -51,8 +53,8 @@ def test_a_torn_last_line_costs_only_itself(tmp_path, cut):
     study = study_at(path)
     assert study.completed == 19
     drive(study, FakeEvaluator(), 20, lambda _: None)
-    assert read_study(path)[0][-1].trial == 19
-    assert len({score.key for score in read_study(path)[0]}) == 20
+    assert read_study(Place(path))[0][-1].trial == 19
+    assert len({score.key for score in read_study(Place(path))[0]}) == 20
 
 
 def test_a_last_line_that_is_torn_but_ended_costs_only_itself(tmp_path):
@@ -62,7 +64,7 @@ def test_a_last_line_that_is_torn_but_ended_costs_only_itself(tmp_path):
     study = study_at(path)
     assert study.completed == 7
     drive(study, FakeEvaluator(), 8, lambda _: None)
-    assert len(read_study(path)[0]) == 8
+    assert len(read_study(Place(path))[0]) == 8
 
 
 def test_the_journal_opens_in_optuna(tmp_path):
@@ -103,7 +105,7 @@ def test_failures_are_kept_and_do_not_count(tmp_path):
     path = tmp_path / "study.log"
     evaluator = FakeEvaluator(fail=lambda call: call % 5 == 1)
     drive(study_at(path), evaluator, 20, lambda _: None)
-    scores = read_study(path)[0]
+    scores = read_study(Place(path))[0]
     failed = [score for score in scores if score.outcome == "failed"]
     assert len(scores) - len(failed) == 20
     assert failed
@@ -123,7 +125,7 @@ def test_test_figures_stand_beside_the_score(tmp_path):
     study = study_at(path)
     drive(study, FakeEvaluator(), 5, lambda _: None)
     study.add_test(study.scores[2], (0.9, 0.8, 0.95))
-    found = read_study(path)[0]
+    found = read_study(Place(path))[0]
     assert (found[2].test_accuracy, found[2].test_low, found[2].test_high) == (0.9, 0.8, 0.95)
     assert found[1].test_accuracy != found[1].test_accuracy
 
@@ -132,8 +134,8 @@ def test_test_figures_stand_beside_the_score(tmp_path):
 def test_a_file_that_is_no_study_is_refused(tmp_path, content):
     path = tmp_path / "study.log"
     path.write_text(content * 2)
-    with pytest.raises(RunError, match="journal"):
-        read_study(path)[0]
+    with pytest.raises(RunError, match="that autocompress wrote"):
+        read_study(Place(path))[0]
 
 
 def test_a_study_of_another_program_is_refused(tmp_path):
@@ -141,8 +143,8 @@ def test_a_study_of_another_program_is_refused(tmp_path):
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
     other = optuna.create_study(study_name=STUDY_NAME, storage=storage)
     other.add_trial(optuna.trial.create_trial(value=1.0))
-    with pytest.raises(RunError, match="journal"):
-        read_study(path)[0]
+    with pytest.raises(RunError, match="that autocompress wrote"):
+        read_study(Place(path))[0]
 
 
 def test_the_lock_names_its_holder_and_frees_itself(tmp_path):
@@ -174,7 +176,7 @@ def test_parameters_are_ordinal_and_invertible():
 def test_nsga2_breeds_from_the_baselines(tmp_path):
     study = study_at(tmp_path / "study.log", "nsga2")
     drive(study, FakeEvaluator(), 40, lambda _: None)
-    last = study._journal.get_trials(deepcopy=False)[-1]
+    last = study._store._study.get_trials(deepcopy=False)[-1]
     assert last.system_attrs["NSGAIISampler:generation"] == 1
 
 
@@ -199,10 +201,10 @@ def test_a_plan_over_budget_is_told_by_what_was_predicted(tmp_path, sampler):
     assert (score.outcome, score.trial, study.completed) == ("over_budget", 5, 5)
     assert score.message == "predicted to exceed latency_ms by 155% at least"
     assert study.answer(score.key) is score
-    assert read_study(path)[0][-1].to_json() == score.to_json()
+    assert read_study(Place(path))[0][-1].to_json() == score.to_json()
     again = study_at(path, sampler, BUDGET)
     assert again.completed == 5
-    for told in (study._journal, study._memory, again._memory):
+    for told in (study._store._study, study._memory, again._memory):
         trial = told.get_trials(deepcopy=False)[-1]
         assert trial.state == optuna.trial.TrialState.COMPLETE
         assert trial.values == [0.7, 280.0]

@@ -1,0 +1,329 @@
+"""The agenda: which plan to evaluate next, and what its score means for the search.
+
+It proposes and records, and evaluates nothing itself: executors do that, in this process or in many
+others, in any order.
+"""
+
+import itertools
+import math
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from optuna.trial import Trial
+
+from autocompress.cost.estimate import Estimate
+from autocompress.errors import TaskError
+from autocompress.searching.progress import (
+    Progress,
+    ProgressCallback,
+    best_so_far,
+    seeds_of,
+    to_gain,
+)
+from autocompress.searching.study import Study
+from autocompress.spec.budget import LIMITS
+from autocompress.spec.plan import Plan, Recipe
+from autocompress.spec.score import OBJECTIVES, Score
+
+if TYPE_CHECKING:
+    from autocompress.searching.evaluate import Evaluator
+
+__all__ = ["Agenda", "Job"]
+
+# Proposals in a row that the study had already answered before a plan is drawn at random.
+_REPEATS = 10
+# Spaces up to this size are gone through to the last plan; from larger ones so many are drawn.
+_SMALL = 4096
+# Failures in a row that end the run, at its start and later.
+_FAILURES_AT_START = 3
+_FAILURES = 20
+# Plans over budget in a row after which one that is not is looked for.
+_MISSES = 20
+# The share of the hypervolume that is next to nothing.
+_LITTLE = 0.001
+# Estimates that may be spent on finding a plan within the budget.
+_ESTIMATES = 300
+
+
+@dataclass(eq=False)
+class Job:
+    """A plan to evaluate, and what is known of it before.
+
+    ``baseline``: what every study scores it as, "" for other plans; ``trial``: what the sampler
+    knows it by; ``tries``: workers that were lost while they evaluated it.
+    """
+
+    plan: Plan
+    recipe: Recipe
+    baseline: str = ""
+    estimate: Estimate | None = None
+    trial: Trial | None = None
+    tries: int = 0
+
+    @property
+    def arguments(self) -> tuple[Plan, Recipe, str, Estimate | None]:
+        """Return what an evaluator wants."""
+        return self.plan, self.recipe, self.baseline, self.estimate
+
+    @property
+    def sent(self) -> "Job":
+        """Return what another process is told of it."""
+        return replace(self, trial=None)
+
+
+class Agenda:
+    """Gives out jobs until ``trials`` scores exist, and records their scores.
+
+    Completed scores count, baselines among them; failures, repeated plans and plans that are
+    predicted to be over budget do not. Baselines are built whatever is predicted, so that there is
+    always something to show. ``until_converged``: or until so little of the hypervolume is still to
+    gain (:func:`to_gain`). ``note``: why it ended early, or ""; ``rungs``: those of the recipes
+    that it may give out.
+    """
+
+    rungs = (0,)
+
+    def __init__(
+        self,
+        study: Study,
+        evaluator: "Evaluator",
+        trials: int,
+        progress: ProgressCallback,
+        *,
+        until_converged: bool = False,
+    ) -> None:
+        self.study, self.trials, self.note = study, trials, ""
+        self._evaluator, self._progress, self._until = evaluator, progress, until_converged
+        self._recipe = Recipe(seed=evaluator.seed)
+        self._ended, self._dry = False, -1
+        self._lost: list[Job] = []  # to be given out once more
+        baselines = study.parameters.space.baselines()
+        # those that failed are tried again: a front without them has nothing to beat
+        self._waiting = [
+            (label, plan)
+            for label, plan in baselines
+            if (score := self._known(plan)) is None or score.outcome == "failed"
+        ]
+        own = {plan for _, plan in baselines}
+        others = [p for p in seeds_of(study) if self._known(p) is None and p not in own]
+        self._waiting[3:3] = [("", plan) for plan in others]
+        self._failures = self._misses = 0
+        self._hopeless, self._lowest = "", list[Plan]()
+        if study.budget:
+            floor, self._lowest = predicted_floor(study, evaluator)
+            study.set_note("floor", floor)
+            out = [name for name, least in floor.items() if least > getattr(study.budget, name)]
+            if out and not any(score.meets(study.budget) for score in study.scores):
+                self._hopeless = f"no plan is predicted to meet {' and '.join(out)}"
+        progress(Progress(study.completed, trials, best=best_so_far(study)))
+
+    def _known(self, plan: Plan) -> Score | None:
+        return self.study.answer(self._recipe.key(plan, self._evaluator.target.name))
+
+    @property
+    def finished(self) -> bool:
+        """Tell whether there is nothing more to give out, and nothing out that may come back."""
+        done = self._ended or self.study.completed >= self.trials
+        return done and not self.study.running
+
+    def stop(self) -> None:
+        """Give out no more jobs; scores of those that are out are still taken."""
+        self._ended = True
+
+    def interrupted(self) -> None:
+        """Stop, and tell the user how to leave at once."""
+        self.stop()
+        count = len(self.study.running)
+        trials = "the running trial" if count == 1 else f"{count} running trials"
+        self._progress(Progress(0, 1, note=f"finishing {trials}; Ctrl-C once more leaves at once"))
+
+    def next(self) -> Job | None:
+        """Return a job, None where there is none before another score comes, or at all."""
+        study = self.study
+        while not self._ended and study.completed + len(study.running) < self.trials:
+            if self._lost:
+                return self._give(self._lost.pop(0))
+            if study.running and self._dry == len(study.scores):
+                return None  # nothing was found, and nothing is new
+            found = self._choose()
+            if isinstance(found, str):
+                if not study.running:
+                    self.note, self._ended = found, True
+                self._dry = len(study.scores)
+                return None
+            label, plan, trial = found
+            estimate = self._evaluator.estimate(plan) if study.budget else None
+            job = Job(plan, self._recipe, label, estimate, trial)
+            if estimate is None or label or not _surely_over(estimate, study):
+                self._misses = 0
+                return self._give(job)
+            guess = study.nearest_accuracy(plan)
+            over = self._evaluator.over_budget(plan, self._recipe, estimate, guess)
+            study.add(over, trial)
+            self._misses += 1
+        return None
+
+    def _give(self, job: Job) -> Job:
+        self.study.running.append(job.plan)
+        return job
+
+    def _choose(self) -> tuple[str, Plan, Trial | None] | str:
+        """Return label, plan and trial of what to evaluate next, or why there is nothing."""
+        study, done = self.study, self.study.completed
+        if self._waiting:
+            return (*self._waiting.pop(0), None)
+        if self._until and to_gain(study) < _LITTLE:
+            return f"the search has converged after {done} trials"
+        if self._hopeless:
+            return f"the search ended after {done} trials: {self._hopeless}"
+        proposal, reason = None, "no other plan is found that may meet the budget"
+        if self._misses < _MISSES:
+            proposal, reason = self._propose(), "every plan it finds has been scored"
+        elif (fitting := self._within_budget()) is not None:
+            proposal = study.ask(fitting)  # the sampler only finds plans over budget
+        if proposal is None:
+            return f"the search ended after {done} trials: {reason}"
+        trial, plan = proposal
+        return "", plan, trial
+
+    def done(self, job: Job, score: Score) -> Score:
+        """Record the score of a job and return it with its number.
+
+        Raises TaskError after three failures in a row at the start, or twenty later.
+        """
+        self.study.running.remove(job.plan)
+        score = self.study.add(score, job.trial)
+        done = self.study.completed
+        if score.outcome == "failed":
+            self._failures += 1
+            if done == 0 and self._failures >= _FAILURES_AT_START:
+                raise TaskError(
+                    f"The first {self._failures} trials must not all fail. The last one: "
+                    f"{score.message}"
+                )
+            if self._failures >= _FAILURES:
+                raise TaskError(
+                    f"Trials must not fail {_FAILURES} times in a row. The last: {score.message}"
+                )
+        else:
+            self._failures = 0
+        self._progress(Progress(done, self.trials, score, best_so_far(self.study)))
+        return score
+
+    def lost(self, job: Job, message: str) -> None:
+        """Take note that the worker of a job was lost: it is given out once more, then a failure.
+
+        Raises TaskError as ``done`` does.
+        """
+        job.tries += 1
+        if job.tries > 1:
+            self.failed(job, f"{message}, twice")
+            return
+        self.study.running.remove(job.plan)
+        self._lost.append(job)
+
+    def failed(self, job: Job, message: str) -> Score:
+        """Record that a job failed, with a sentence; raise TaskError as ``done`` does."""
+        return self.done(job, self._evaluator.failed(job.plan, job.recipe, job.baseline, message))
+
+    def _propose(self) -> tuple[Trial, Plan] | None:
+        """Return a trial whose plan has no score yet, None if none is found.
+
+        The sampler is told the score of what it proposes again; a sampler that insists (GP on a
+        plan that failed) is given a plan drawn at random.
+        """
+        for _ in range(_REPEATS):
+            trial, plan = self.study.ask()
+            score = self._known(plan)
+            if score is None and plan not in self.study.running:
+                return trial, plan
+            self.study.repeat(trial, score)
+        new = next((plan for plan in self._draws() if self._is_new(plan)), None)
+        return None if new is None else self.study.ask(new)
+
+    def _is_new(self, plan: Plan) -> bool:
+        return self._known(plan) is None and plan not in self.study.running
+
+    def _within_budget(self) -> Plan | None:
+        """Return a plan without a score that is not surely over budget, None if none is found.
+
+        Of a small space all plans are gone through; from a large one they are drawn at random,
+        later ones nearer and nearer to the plans of the lowest figures.
+        """
+        study, lowest = self.study, self._lowest
+        space, generator = study.parameters.space, random.Random(len(study.scores))  # noqa: S311
+        large = space.size > _SMALL
+        for place, plan in enumerate(
+            itertools.islice(self._draws(), _ESTIMATES if large else None)
+        ):
+            low = space.choices(generator.choice(lowest)) if large and lowest else {}
+            share = place / _ESTIMATES
+            mixed = {
+                name: low[name] if low and generator.random() < share else value
+                for name, value in space.choices(plan).items()
+            }
+            found = space.plan(mixed)
+            if self._is_new(found) and not _surely_over(self._evaluator.estimate(found), study):
+                return found
+        return None
+
+    def _draws(self) -> Iterator[Plan]:
+        """Yield every plan of a small space in random order, many random ones of a large one."""
+        space = self.study.parameters.space
+        generator = random.Random(len(self.study.scores))  # noqa: S311 - no secret
+        choices: Iterable[Sequence[float]]
+        if space.size <= _SMALL:
+            choices = random_order = list(itertools.product(*space.knobs.values()))
+            generator.shuffle(random_order)
+        else:
+            choices = ([generator.choice(v) for v in space.knobs.values()] for _ in range(_SMALL))
+        for values in choices:
+            yield space.plan(dict(zip(space.knobs, values, strict=True)))
+
+
+def _surely_over(estimate: Estimate, study: Study) -> bool:
+    """Tell whether a plan is over budget beyond doubt, and all that a sampler is told is known."""
+    told = [OBJECTIVES[name].field for name in study.objectives[1:]]
+    told += [field for limit, field in LIMITS.items() if getattr(study.budget, limit) is not None]
+    known = not any(math.isnan(estimate.expected(name)) for name in told)
+    return known and estimate.over(study.budget)
+
+
+def predicted_floor(study: Study, evaluator: "Evaluator") -> tuple[dict[str, float], list[Plan]]:
+    """Return the least that is predicted over the space for every figure that the budget limits.
+
+    Less the prediction's error, by name of the limit; and the plans of which that is predicted.
+    From the lowest uniform plans, one value at a time is changed as long as that lowers the figure,
+    within a few hundred estimates. Where nothing is predicted of some of these plans, there is no
+    floor.
+    """
+    space, floor, lowest = study.parameters.space, dict[str, float](), list[Plan]()
+    low = {name: values[0] for name, values in space.knobs.items()}
+    starts = [
+        Plan({**low, **{n: v for n, v in high.settings.items() if not n.endswith("/keep")}})
+        for high in (Plan(low), Plan(), *(plan for _, plan in space.baselines()))
+    ]
+    estimates = [(plan, evaluator.estimate(plan)) for plan in dict.fromkeys(starts)]
+    for limit, field in LIMITS.items():
+        if getattr(study.budget, limit) is None:
+            continue
+        plan, best = min(((p, e.least(field)) for p, e in estimates), key=lambda pair: pair[1])
+        known = not any(math.isnan(e.least(field)) for _, e in estimates)
+        if known and best > getattr(study.budget, limit):
+            chosen, left = space.choices(plan), _ESTIMATES
+            for name, values in space.knobs.items():
+                for value in values:
+                    other = space.plan({**chosen, name: value})
+                    if value == chosen[name] or left <= 0:
+                        continue
+                    left -= 1
+                    found = evaluator.estimate(other).least(field)
+                    known = known and not math.isnan(found)
+                    if found < best:
+                        best, plan, chosen = found, other, space.choices(other)
+        if known:
+            floor[limit] = best
+            lowest.append(plan)
+    return floor, lowest

@@ -1,0 +1,135 @@
+"""A child process that evaluates plans, so that one that hangs or crashes takes no one with it."""
+
+import contextlib
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import autocompress
+from autocompress.errors import AutocompressError, TaskError
+from autocompress.searching.agenda import Job
+from autocompress.searching.executors.worker import Answer, Worker
+
+__all__ = ["Child", "LostError", "TimeLimitError"]
+
+
+class LostError(Exception):
+    """A worker ended while it evaluated a plan; says how."""
+
+
+class TimeLimitError(Exception):
+    """A plan took more than its time."""
+
+
+class Child:
+    """A worker in a process of its own; ``close`` ends it, as the end of this process does.
+
+    ``seconds``: what a trial may take, None for no limit.
+    """
+
+    def __init__(self, parcel: bytes, seconds: float | None = None) -> None:
+        self._seconds = seconds
+        ours, theirs = socket.socketpair()
+        root = str(Path(autocompress.__file__).parents[1])
+        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+        with theirs:
+            command = [sys.executable, "-m", __name__, str(theirs.fileno()), str(os.getpid())]
+            self._process = subprocess.Popen(  # noqa: S603 - this very program
+                command,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env=os.environ | {"PYTHONPATH": path},
+            )
+        self._pipe = Connection(ours.detach())
+        self._ready = False
+        with contextlib.suppress(OSError):  # it ended at once: the first question shows it
+            self._pipe.send_bytes(parcel)
+
+    @property
+    def pid(self) -> int:
+        """Return the number of the process."""
+        return self._process.pid
+
+    def __call__(self, job: Job) -> Answer:
+        """Evaluate a plan; raise TimeLimitError after its time, LostError if the process ends."""
+        if not self._ready:
+            self._receive()
+            self._ready = True
+        try:
+            self._pipe.send_bytes(pickle.dumps(job.sent))
+        except OSError as error:
+            raise self._lost() from error
+        if not self._pipe.poll(self._seconds):
+            self.close()
+            raise TimeLimitError(f"a trial may take {self._seconds:g} s, and it took more")
+        answer = self._receive()
+        assert isinstance(answer, Answer)
+        return answer
+
+    def _receive(self) -> object:
+        try:
+            found = pickle.loads(self._pipe.recv_bytes())  # noqa: S301 - the child's own
+        except (EOFError, OSError) as error:
+            raise self._lost() from error
+        if isinstance(found, AutocompressError):
+            raise found
+        return found
+
+    def _lost(self) -> LostError:
+        self.close()
+        code = self._process.returncode
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+        return LostError(f"the worker was lost ({how})")
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process.poll() is None and not self._pipe.closed:
+            with contextlib.suppress(subprocess.TimeoutExpired):  # it may be on its way out
+                self._process.wait(0.2 if self._pipe.poll(0) else 0)
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        self._pipe.close()
+
+
+def _die_with(parent: int) -> None:
+    """Have the system end this process when its parent ends (Linux)."""
+    with contextlib.suppress(OSError, AttributeError):
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        sys.exit(1)
+
+
+def _main(handle: int, parent: int) -> None:
+    """Answer questions until there are no more."""
+    _die_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides
+    pipe = Connection(handle)
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        parcel = pipe.recv_bytes()
+        try:
+            worker = Worker(parcel)
+        except Exception as error:  # a module that is not found, a class that cannot be made
+            pipe.send_bytes(
+                pickle.dumps(
+                    error
+                    if isinstance(error, AutocompressError)
+                    else TaskError(f"A task must be usable in another process: {error!r}.")
+                )
+            )
+            return
+        pipe.send_bytes(pickle.dumps("ready"))
+        while True:
+            job = pickle.loads(pipe.recv_bytes())  # noqa: S301
+            pipe.send_bytes(pickle.dumps(worker(job)))
+
+
+if __name__ == "__main__":
+    _main(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,54 @@
+"""One plan after another, in this process or, under limits, in a child of it."""
+
+from typing import TYPE_CHECKING
+
+from autocompress.searching.agenda import Agenda, Job
+from autocompress.searching.executors.interrupts import deferred
+from autocompress.spec.execution import Execution
+
+if TYPE_CHECKING:
+    from autocompress.searching.evaluate import Evaluator
+    from autocompress.searching.executors.child import Child
+
+__all__ = ["Serial"]
+
+
+class Serial:
+    """Evaluates in this process or, where a trial has limits, in a child, which can be ended."""
+
+    def __init__(self, execution: Execution | None = None) -> None:
+        self.execution = execution or Execution()
+        self._child: Child | None = None
+
+    def run(self, agenda: Agenda, evaluator: "Evaluator") -> None:
+        """Evaluate until the agenda gives out nothing more."""
+        evaluate = self._in_child if self.execution.limited else self._here
+        try:
+            while (job := agenda.next()) is not None:
+                with deferred(agenda.interrupted):
+                    evaluate(agenda, evaluator, job)
+        finally:
+            if self._child is not None:
+                self._child.close()
+
+    def _here(self, agenda: Agenda, evaluator: "Evaluator", job: Job) -> None:
+        agenda.done(job, evaluator(*job.arguments))
+
+    def _in_child(self, agenda: Agenda, evaluator: "Evaluator", job: Job) -> None:
+        from autocompress.searching.executors.child import Child, LostError, TimeLimitError
+        from autocompress.searching.executors.worker import pack, receive
+
+        if self._child is None:
+            self._child = Child(
+                pack(evaluator, self.execution.trial_memory_bytes), self.execution.trial_seconds
+            )
+        try:
+            answer = self._child(job)
+        except LostError as error:
+            self._child = None
+            agenda.lost(job, str(error))
+        except TimeLimitError as error:
+            self._child = None
+            agenda.failed(job, str(error))
+        else:
+            agenda.done(job, receive(evaluator, job, answer))

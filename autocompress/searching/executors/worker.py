@@ -1,0 +1,139 @@
+"""Workers: evaluating plans away from the driver, in a process that may be lost.
+
+A worker is made of a parcel that the driver packed, once for all of them. It works in a folder of
+its own and answers with the file's bytes, so that the driver alone writes into the run directory
+and no file system need be shared.
+"""
+
+import contextlib
+import os
+import pickle
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cloudpickle
+import threadpoolctl
+import torch
+
+from autocompress.cost.estimate import Lesson
+from autocompress.errors import RunError, TaskError
+from autocompress.searching.agenda import Job
+from autocompress.spec.files import write_whole
+from autocompress.spec.score import Score
+
+if TYPE_CHECKING:
+    from autocompress.searching.evaluate import Evaluator
+
+__all__ = ["Answer", "Worker", "memory_limited", "pack", "receive"]
+
+_WANT = re.compile(r"MemoryError|bad_alloc|[aA]lloc(ate|ation|ator)")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a worker found: a score, what there is to learn, and the file's bytes."""
+
+    score: Score
+    lesson: Lesson | None
+    content: bytes
+
+
+def pack(evaluator: "Evaluator", memory_bytes: int | None = None) -> bytes:
+    """Return all that a worker needs; raise TaskError for a task that cannot be sent.
+
+    Functions and classes of a user's script travel with it; those of modules are imported.
+    ``memory_bytes``: what a trial may take beyond what the worker holds before.
+    """
+    try:
+        return pickle.dumps((list(sys.path), memory_bytes, cloudpickle.dumps(evaluator)))
+    except Exception as error:  # whatever the user's objects raise
+        raise TaskError(
+            "A task that other processes evaluate must go through pickle: "
+            f"{type(error).__name__}: {error}. Open files and connections inside evaluate."
+        ) from error
+
+
+class Worker:
+    """Evaluates plans, one after another."""
+
+    def __init__(self, parcel: bytes) -> None:
+        path, self._memory_bytes, content = pickle.loads(parcel)  # noqa: S301 - the driver's own, over a private pipe
+        sys.path.extend(place for place in path if place not in sys.path)
+        self.evaluator: Evaluator = pickle.loads(content)  # noqa: S301
+        self._home, reference = self.evaluator.directory, self.evaluator.reference_path
+        with self._folder() as folder:
+            with contextlib.suppress(OSError):  # on another machine it is built
+                (folder / "artifacts").mkdir()
+                os.link(reference, folder / "artifacts" / reference.name)
+            self.evaluator.open_references()
+
+    @contextlib.contextmanager
+    def _folder(self) -> Iterator[Path]:
+        """Make a folder for one trial, where the driver removes what a lost worker leaves."""
+        work = self._home / "work"
+        with tempfile.TemporaryDirectory(dir=work if work.is_dir() else None) as folder:
+            self.evaluator.directory = Path(folder)
+            yield Path(folder)
+
+    def __call__(self, job: Job, threads: int | None = None) -> Answer:
+        """Evaluate a plan, with so many threads of third-party libraries (None: as they like)."""
+        if threads is not None:
+            torch.set_num_threads(threads)
+            threadpoolctl.threadpool_limits(threads)
+        with self._folder() as folder:
+            with memory_limited(self._memory_bytes):
+                score, lesson = self.evaluator.evaluate(*job.arguments)
+            if score.outcome == "ok":
+                return Answer(score, lesson, (folder / "artifacts" / score.artifact).read_bytes())
+        if self._memory_bytes is not None and _WANT.search(score.message):
+            most = f"a trial may take {self._memory_bytes:,} bytes"
+            score = replace(score, message=f"out of memory, {most}: {score.message}")
+        return Answer(score, None, b"")
+
+
+def receive(evaluator: "Evaluator", job: Job, answer: Answer) -> Score:
+    """Write a worker's file, learn from it, and return the score: a failure if it is not to be."""
+    path = evaluator.path(job.plan, job.recipe)
+    if answer.score.outcome == "ok":
+        try:
+            write_whole(path, answer.content)
+        except RunError as error:
+            return evaluator.failed(job.plan, job.recipe, job.baseline, str(error))
+    if answer.lesson is not None:
+        evaluator.estimator.learn(answer.lesson, answer.score.latency_ms)
+    return answer.score
+
+
+@contextlib.contextmanager
+def memory_limited(more: int | None) -> Iterator[None]:
+    """Let the process take so many bytes of memory more, where the system can enforce it (Linux).
+
+    What exceeds it is told so by the system, and raises MemoryError or the like.
+    """
+    held = _held()
+    if more is None or held is None:
+        yield
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    known = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min([held + more, *known]), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def _held() -> int | None:
+    """Return the bytes of private memory that the process has mapped, None if nobody tells."""
+    try:
+        found = re.search(r"^VmData:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)
+    except OSError:
+        return None
+    return None if found is None else int(found.group(1)) * 1024

@@ -1,0 +1,93 @@
+"""Where a search stands: how far it is, what is best so far, and how much is still to gain."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from autocompress.report.front import Front
+from autocompress.searching.study import Study
+from autocompress.spec.pareto import Volume, floor_of
+from autocompress.spec.plan import Plan
+from autocompress.spec.score import Score
+
+__all__ = ["Progress", "ProgressCallback", "best_so_far", "seeds_of", "to_gain"]
+
+# Trials in a row that must have brought next to nothing before a search has converged.
+_STALL = 30
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a search stands: how many are done of a total, the last score, the best in words.
+
+    ``what`` is being counted: trials, or test scores at the end. A ``note`` stands alone: it says
+    what comes next.
+    """
+
+    done: int
+    total: int
+    score: Score | None = None
+    best: str = ""
+    note: str = ""
+    what: str = "trials"
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+def to_gain(study: Study) -> float:
+    """Return the share of the hypervolume (accuracy × log costs) that is still to be gained.
+
+    As much as the last thirty proposals have brought, or what the guided sampler expects of all
+    plans that it can think of if that is more; NaN before there are so many. What was taken over
+    from another run is no proposal.
+    """
+    scores = [score for score in study.scores if score.meets(study.budget)]
+    others, adopted = set(seeds_of(study)), study.note("adopted") or 0
+    proposed = [
+        place
+        for place, score in enumerate(scores)
+        if not score.baseline and score.trial >= adopted and score.plan not in others
+    ]
+    expected = getattr(study.sampler, "outlook", 0.0)
+    if len(proposed) < _STALL or math.isnan(expected):
+        return math.nan
+    costs = np.array([score.values(study.objectives)[1:] for score in scores])
+    logs = np.log(np.maximum(costs, 1e-12))
+    accuracies = [score.accuracy for score in scores]
+    volume = Volume(logs.min(0) - 1e-3, logs.max(0), floor=floor_of(accuracies))
+    before = np.ones(len(scores), dtype=bool)
+    before[proposed[-_STALL:]] = False
+    now = volume.of(accuracies, logs)
+    then = volume.of([a for a, kept in zip(accuracies, before, strict=True) if kept], logs[before])
+    brought = 1 - then / now if now > 0 else 0.0
+    return max(brought, expected)
+
+
+def seeds_of(study: Study) -> list[Plan]:
+    """Return the plans that another run's front had, to be evaluated first."""
+    return [Plan.from_json(text) for text in study.note("seeds") or ()]
+
+
+def best_so_far(study: Study) -> str:
+    """Return the smallest file so far near the uncompressed accuracy, in words.
+
+    Near is one point of a metric that is a fraction, one percent of any other.
+    """
+    front = Front(study.scores, study.objectives, study.budget, Path())
+    good = [score for score in front.measured if score.meets(study.budget)]
+    if front.reference is None or not good:
+        return ""
+    goal = front.reference.accuracy
+    points = all(0 <= score.accuracy <= 1 for score in front.measured)
+    floor = goal - (0.01 if points else 0.01 * abs(goal))
+    near = [score for score in good if score.accuracy >= floor] or good
+    best = min(near, key=lambda score: score.size_bytes)
+    gained = round((best.accuracy - goal) * (100 if points else 1), 1) + 0.0  # no negative zero
+    unit = " points" if points else ""
+    words = f"{front.reference.size_bytes / best.size_bytes:.1f}× smaller, {gained:+.1f}{unit}"
+    left = to_gain(study)
+    return words if math.isnan(left) else f"{words}; about {left:.1%} still to gain"

@@ -1,0 +1,194 @@
+"""Where a study is kept: finished trials and notes, in a journal file or a database.
+
+Both are Optuna's own formats, so that Optuna and its dashboard open them. Each finished trial is
+written at once and whole; what fails for want of disk or connection is tried again for a while.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from autocompress.errors import AutocompressError, ConfigError, RunError
+
+__all__ = ["STUDY_NAME", "Place", "Store", "public_url"]
+
+#: The study's name in a journal file, which has no other.
+STUDY_NAME = "autocompress"
+# Seconds that a disk or a database may be away, and between two looks whether it is back.
+_PATIENCE = 300.0
+_PAUSE = 0.5
+
+
+def _parsed(url: str) -> URL:
+    try:
+        return make_url(url)
+    except ArgumentError as error:
+        raise ConfigError(
+            f"storage must be a URL such as postgresql+psycopg://user@host/database: {error}."
+        ) from error
+
+
+def public_url(url: str) -> str:
+    """Return a database's URL without its password; raise ConfigError for what is none."""
+    return _parsed(url).set(password=None).render_as_string() if url else ""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A study's place: the file of a run directory, or a name in the database at ``url``."""
+
+    path: Path
+    url: str = ""
+    name: str = STUDY_NAME
+
+    def __str__(self) -> str:
+        return f"{public_url(self.url)} ({self.name})" if self.url else str(self.path)
+
+    @cached_property
+    def storage(self) -> BaseStorage:
+        """Optuna's storage; raises ConfigError or RunError for a database that is not to be had."""
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        if not self.url:
+            return JournalStorage(JournalFileBackend(str(self.path)))
+        _parsed(self.url)
+        try:
+            return RDBStorage(self.url, engine_kwargs={"pool_pre_ping": True})
+        except ImportError as error:
+            raise ConfigError(
+                f"The storage {public_url(self.url)} needs a package ({error}): for PostgreSQL pip "
+                "install 'autocompress[postgresql]'."
+            ) from error
+        except Exception as error:  # SQLAlchemy's, Optuna's, the driver's own
+            raise RunError(
+                f"A study's database must answer: {public_url(self.url)} does not "
+                f"({_first_line(error)}). Start it, or name another."
+            ) from error
+
+    def open(self) -> optuna.Study | None:
+        """Return the study, None where there is none yet; raise RunError for a damaged one."""
+        if not self.url and not self.path.exists():
+            return None
+        try:
+            if self.name in optuna.get_all_study_names(self.storage):
+                return optuna.load_study(study_name=self.name, storage=self.storage)
+            return None
+        except AutocompressError:
+            raise
+        except Exception as error:  # Optuna asserts and indexes while it replays a file
+            raise self.damaged(error) from error
+
+    def damaged(self, error: Exception) -> RunError:
+        """Return the error of a study that autocompress did not write."""
+        return RunError(
+            f"A study must be one that autocompress wrote: {self} ({repr(error)[:120]}). "
+            "Restore it from a copy, or start in another directory."
+        )
+
+
+class Store:
+    """The study at a place, opened or made; written by one driver at a time.
+
+    ``confirm`` is called before each write, and raises where another driver has taken over.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        directions: Sequence[StudyDirection],
+        *,
+        confirm: Callable[[], None] = lambda: None,
+        patience: float = _PATIENCE,
+    ) -> None:
+        self.place, self._confirm, self._patience = place, confirm, patience
+        if not place.url:
+            _mend(place.path)
+        self._study = place.open() or optuna.create_study(
+            study_name=place.name, storage=place.storage, directions=directions
+        )
+        self._notes = dict(self._study.user_attrs)
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        """The finished trials in order."""
+        return self._study.get_trials(deepcopy=False)
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """Plain data by name."""
+        return dict(self._notes)
+
+    def add(self, trial: FrozenTrial) -> None:
+        """Append a finished trial, once; raise RunError if that cannot be done for minutes."""
+        count = self._count()
+        self._insist(lambda: self._study.add_trial(trial), lambda: self._count() > count)
+
+    def set_note(self, name: str, value: Any) -> None:
+        """Keep plain data under a name; raise RunError as ``add`` does."""
+        json.dumps(value)
+        self._insist(lambda: self._study.set_user_attr(name, value), lambda: False)
+        self._notes[name] = value
+
+    def _count(self) -> int:
+        return len(self._study.get_trials(deepcopy=False))
+
+    def _insist(self, write: Callable[[], None], written: Callable[[], bool]) -> None:
+        """Write; where that fails, look whether it was done after all, and try again."""
+        start, failed = time.monotonic(), False
+        while True:
+            try:
+                self._confirm()
+                if not (failed and written()):
+                    write()
+                return
+            except (OSError, SQLAlchemyError, StorageInternalError) as error:
+                failed = True
+                if time.monotonic() - start > self._patience:
+                    raise RunError(
+                        f"A study must be writable: {self.place} ({_first_line(error)}). The "
+                        "finished trials are kept, and resume goes on with them."
+                    ) from error
+            if not self.place.url:
+                with contextlib.suppress(OSError):
+                    _mend(self.place.path)
+            time.sleep(_PAUSE)
+
+
+def _first_line(error: BaseException) -> str:
+    """Return the cause's first line: drivers' messages are long, and Optuna's are about commits."""
+    cause = error
+    while isinstance(cause, StorageInternalError) and cause.__cause__ is not None:
+        cause = cause.__cause__
+    original = getattr(cause, "orig", None) or cause
+    lines = [line for line in str(original).splitlines() if line.strip()]
+    return (lines or [type(original).__name__])[0][:200]
+
+
+def _mend(path: Path) -> None:
+    """Cut a torn last line, which a killed driver or machine may have left, and its stale lock."""
+    path.with_name(path.name + ".lock").unlink(missing_ok=True)
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        content = file.read()
+        whole = content.rfind(b"\n") + 1
+        start = content.rfind(b"\n", 0, max(whole - 1, 0)) + 1
+        try:
+            json.loads(content[start:whole] or b"null")
+        except ValueError:
+            whole = start
+        if whole < len(content):
+            file.truncate(whole)

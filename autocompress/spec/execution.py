@@ -1,0 +1,41 @@
+"""Execution: how a search is carried out, which changes nothing of what is searched."""
+
+from dataclasses import dataclass
+
+from autocompress.errors import InputError
+
+__all__ = ["Execution"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """Workers, and what one trial may take; raises InputError for a value that cannot be.
+
+    ``workers``: processes of a Ray cluster, 1 for this process alone, 0 for as many as the cluster
+    at ``ray_address`` has CPUs. ``trial_seconds`` of wall time, and ``trial_memory_bytes`` beyond
+    what the process holds before, end a trial that takes more; None: no limit.
+    """
+
+    workers: int = 1
+    ray_address: str = ""
+    trial_seconds: float | None = None
+    trial_memory_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        least = 0 if self.ray_address else 1
+        workers = self.workers
+        if isinstance(workers, bool) or not isinstance(workers, int) or workers < least:
+            raise InputError(f"workers must be an integer of at least {least}, not {workers!r}.")
+        if not isinstance(self.ray_address, str):
+            raise InputError(f"ray_address must be text, not {self.ray_address!r}.")
+        for name in ("trial_seconds", "trial_memory_bytes"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+                raise InputError(f"{name} must be a number above 0, not {value!r}.")
+
+    @property
+    def limited(self) -> bool:
+        """Tell whether a trial has a limit."""
+        return self.trial_seconds is not None or self.trial_memory_bytes is not None
