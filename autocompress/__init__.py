@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autocompress.api import Run, open_run, search, search_config
+    from autocompress.api import Run, open_run, search, search_config, status
     from autocompress.errors import AutocompressError
     from autocompress.measuring import bench, bench_all, calibrate
     from autocompress.report.front import Front, Pick
@@ -33,11 +33,12 @@ __all__ = [
     "open_run",
     "search",
     "search_config",
+    "status",
 ]
 
 # Imported at first use: torch alone takes seconds, and --help needs none of it.
 _MODULES = {
-    "autocompress.api": ("Run", "open_run", "search", "search_config"),
+    "autocompress.api": ("Run", "open_run", "search", "search_config", "status"),
     "autocompress.errors": ("AutocompressError",),
     "autocompress.measuring": ("bench", "bench_all", "calibrate"),
     "autocompress.report.front": ("Front", "Pick"),

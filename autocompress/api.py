@@ -26,6 +26,7 @@ from autocompress.models.trace import trace
 from autocompress.names import find_space, make_task, resolve_space
 from autocompress.report.front import Front
 from autocompress.report.receipt import Receipt
+from autocompress.report.status import Status
 from autocompress.report.tables import to_csv
 from autocompress.searching.adopt import adopt, check_source
 from autocompress.searching.driver import drive, finish
@@ -37,6 +38,7 @@ from autocompress.searching.parameters import Parameters
 from autocompress.searching.prepare import set_guide, set_latency_model, tell_cost
 from autocompress.searching.progress import Progress, ProgressCallback
 from autocompress.searching.samplers import make_sampler
+from autocompress.searching.status import look
 from autocompress.searching.store import STUDY_NAME, Place, public_url
 from autocompress.searching.study import Study, read_study
 from autocompress.spec.budget import Budget
@@ -52,7 +54,7 @@ from autocompress.transforms.compress import Compressor
 from autocompress.transforms.options import Options
 from autocompress.transforms.sketch import sketch
 
-__all__ = ["Run", "open_run", "search", "search_config"]
+__all__ = ["Run", "open_run", "search", "search_config", "status"]
 
 
 @dataclass
@@ -272,18 +274,21 @@ def search_config(
     )  # fmt: skip
 
 
+def status(run_dir: str | Path) -> Status:
+    """Return where a run stands, also while another process drives it; raise RunError."""
+    directory, config = _frozen(run_dir)
+    return look(
+        directory, _place(directory, config), config.trials, config.objectives, config.budget
+    )
+
+
 def open_run(run_dir: str | Path, task: Task | None = None, *, storage: str = "") -> Run:
     """Open a run directory for reading or resuming; ``task`` is needed where Python gave it.
 
     ``storage``: the URL of its database, where the password is not known to the database's client.
     Raises RunError for what is no run directory, or of another database.
     """
-    directory = Path(run_dir)
-    path = directory / "config.toml"
-    if not path.is_file():
-        raise RunError(f"A run directory has a config.toml: {directory} has none. Start a search.")
-    config = Config.read(path)
-    config = replace(config, space=find_space(config.space))
+    directory, config = _frozen(run_dir)
     if storage and public_url(storage) != config.storage:
         raise RunError(
             f"The study of {directory} is kept in {config.storage or 'its own file'}, not in "
@@ -291,6 +296,16 @@ def open_run(run_dir: str | Path, task: Task | None = None, *, storage: str = ""
         )
     scores, notes = read_study(_place(directory, config, storage))
     return Run(directory, config, scores, task, floor=notes.get("floor", {}), storage=storage)
+
+
+def _frozen(run_dir: str | Path) -> tuple[Path, Config]:
+    """Return a run directory and its configuration; raise RunError if it has none."""
+    directory = Path(run_dir)
+    path = directory / "config.toml"
+    if not path.is_file():
+        raise RunError(f"A run directory has a config.toml: {directory} has none. Start a search.")
+    config = Config.read(path)
+    return directory, replace(config, space=find_space(config.space))
 
 
 def _place(directory: Path, config: Config, storage: str = "") -> Place:

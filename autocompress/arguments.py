@@ -72,6 +72,14 @@ def make_parser(
     def quiet(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--quiet", action="store_true", help="show nothing but the result")
 
+    def execution(sub: argparse.ArgumentParser) -> None:
+        add = sub.add_argument
+        add("--storage", metavar="URL", help="database of the study, e.g. postgresql+psycopg://…")
+        add("--workers", type=_COUNT, metavar="N", help="processes of Ray; 1: trials in turn")
+        add("--ray-address", metavar="ADDR", help="use the Ray cluster that runs there")
+        add("--trial-seconds", type=_LIMIT, metavar="S", help="a trial that takes more has failed")
+        add("--trial-memory", type=_BYTES, metavar="BYTES", help="memory that a trial may add")
+
     def sampler(sub: argparse.ArgumentParser, text: str) -> None:
         sub.add_argument("--sampler", metavar="NAME", help=text)
 
@@ -104,8 +112,8 @@ def make_parser(
         help="take profile and scores over from another run of the same model",
     )
     sub.add_argument("--target", metavar="NAME", help="runtime: onnxruntime or openvino")
-    sub.add_argument("--workers", type=_COUNT, default=1, metavar="N", help="1: trials in turn")
     sub.add_argument("--seed", type=_SEED, metavar="N", help="of the sampler")
+    execution(sub)
     until_converged(sub)
     quiet(sub)
 
@@ -113,8 +121,13 @@ def make_parser(
     sub.add_argument("directory", type=Path, metavar="DIR", help="run directory")
     sub.add_argument("--trials", type=_COUNT, metavar="N", help="more trials")
     sampler(sub, "another one goes on from now on")
+    execution(sub)
     until_converged(sub)
     quiet(sub)
+
+    sub = command("status", "say where a search stands, also while it runs elsewhere")
+    sub.add_argument("directory", type=Path, metavar="DIR", help="run directory")
+    sub.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
 
     sub = command("front", "print the Pareto front and the baselines")
     sub.add_argument("directory", type=Path, metavar="DIR", help="run directory")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from autocompress.arguments import Parser, make_parser
-from autocompress.errors import AutocompressError, InputError, NoModelError, unknown
+from autocompress.errors import AutocompressError, NoModelError, unknown
 
 if TYPE_CHECKING:
     import tqdm
@@ -27,7 +27,7 @@ def _parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
     return make_parser(
         {
             "search": _search, "resume": _resume, "front": _front, "pick": _pick,
-            "bench": _bench, "calibrate": _calibrate, "explain": _explain,
+            "bench": _bench, "calibrate": _calibrate, "explain": _explain, "status": _status_of,
         }
     )  # fmt: skip
 
@@ -205,10 +205,6 @@ def _status(front: "Front") -> int:
 
 
 def _search(parsed: argparse.Namespace) -> int:
-    if parsed.workers != 1:
-        raise InputError(
-            f"--workers must be 1: trials are scored one after another, not by {parsed.workers}."
-        )
     given = {
         "trials": parsed.trials,
         "latency_ms": parsed.latency_budget,
@@ -219,6 +215,8 @@ def _search(parsed: argparse.Namespace) -> int:
         "sampler": parsed.sampler,
         "target": parsed.target,
         "seed": parsed.seed,
+        "storage": parsed.storage,
+        **_execution(parsed),
     }
     overrides = {name: value for name, value in given.items() if value is not None}
     directory = parsed.run_dir or Path("runs") / parsed.config.stem
@@ -234,16 +232,35 @@ def _search(parsed: argparse.Namespace) -> int:
     return _drive(directory, parsed.quiet, start)
 
 
+def _execution(parsed: argparse.Namespace) -> dict[str, object]:
+    """Return how the search is to be carried out, None where it is as before."""
+    return {
+        "workers": 0 if parsed.ray_address and parsed.workers is None else parsed.workers,
+        "ray_address": parsed.ray_address,
+        "trial_seconds": parsed.trial_seconds,
+        "trial_memory_bytes": parsed.trial_memory,
+    }
+
+
 def _resume(parsed: argparse.Namespace) -> int:
     def start(screen: _Screen) -> "Run":
         from autocompress import api
 
-        return api.open_run(parsed.directory).resume(
+        return api.open_run(parsed.directory, storage=parsed.storage or "").resume(
             trials=parsed.trials, progress=screen, sampler=parsed.sampler,
-            until_converged=parsed.until_converged,
+            until_converged=parsed.until_converged, execution=_execution(parsed),
         )  # fmt: skip
 
     return _drive(parsed.directory, parsed.quiet, start)
+
+
+def _status_of(parsed: argparse.Namespace) -> int:
+    from autocompress import api
+    from autocompress.report.status import status_json, status_text
+
+    status = api.status(parsed.directory)
+    sys.stdout.write(status_json(status) if parsed.format == "json" else status_text(status) + "\n")
+    return 0
 
 
 def _front(parsed: argparse.Namespace) -> int:

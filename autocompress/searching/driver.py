@@ -1,16 +1,18 @@
 """The driver: baselines first, then what the sampler proposes, until the trials are done."""
 
 import math
+import re
 
 from autocompress.errors import AutocompressError
 from autocompress.report.front import Front
 from autocompress.searching.agenda import Agenda
 from autocompress.searching.evaluate import Evaluator
 from autocompress.searching.executors import Executor, Serial
+from autocompress.searching.executors.markers import work_folder
 from autocompress.searching.progress import Progress, ProgressCallback
 from autocompress.searching.study import Study
 
-__all__ = ["drive", "finish"]
+__all__ = ["drive", "finish", "tidy"]
 
 
 def drive(
@@ -26,9 +28,20 @@ def drive(
 
     ``executor``: what evaluates the plans, by default this process, one after another.
     """
+    tidy(study, evaluator)
     agenda = Agenda(study, evaluator, trials, progress, until_converged=until_converged)
-    (executor or Serial()).run(agenda, evaluator)
+    with work_folder(evaluator.directory):
+        (executor or Serial()).run(agenda, evaluator)
     return agenda.note
+
+
+def tidy(study: Study, evaluator: Evaluator) -> None:
+    """Remove what a killed driver left among the artifacts: drafts, and files without a score."""
+    known = {score.artifact for score in study.scores} | {evaluator.reference_path.name}
+    for path in (evaluator.directory / "artifacts").glob("*"):
+        own = re.fullmatch(r"[0-9a-f]{16}\.\w+", path.name) and path.name not in known
+        if own or re.fullmatch(r"\.[0-9a-f]{16}\..*\.tmp", path.name):
+            path.unlink(missing_ok=True)
 
 
 def finish(study: Study, evaluator: "Evaluator", progress: ProgressCallback) -> str:

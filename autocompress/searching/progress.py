@@ -1,7 +1,7 @@
 """Where a search stands: how far it is, what is best so far, and how much is still to gain."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,11 +9,12 @@ import numpy as np
 
 from autocompress.report.front import Front
 from autocompress.searching.study import Study
+from autocompress.spec.budget import Budget
 from autocompress.spec.pareto import Volume, floor_of
 from autocompress.spec.plan import Plan
 from autocompress.spec.score import Score
 
-__all__ = ["Progress", "ProgressCallback", "best_so_far", "seeds_of", "to_gain"]
+__all__ = ["Progress", "ProgressCallback", "best_of", "best_so_far", "seeds_of", "to_gain"]
 
 # Trials in a row that must have brought next to nothing before a search has converged.
 _STALL = 30
@@ -73,12 +74,18 @@ def seeds_of(study: Study) -> list[Plan]:
 
 
 def best_so_far(study: Study) -> str:
-    """Return the smallest file so far near the uncompressed accuracy, in words.
+    """Return the smallest file so far near the uncompressed accuracy, and what is still to gain."""
+    words, left = best_of(study.scores, study.objectives, study.budget), to_gain(study)
+    return words if math.isnan(left) or not words else f"{words}; about {left:.1%} still to gain"
+
+
+def best_of(scores: Sequence[Score], objectives: tuple[str, ...], budget: Budget) -> str:
+    """Return the smallest file near the uncompressed accuracy, in words.
 
     Near is one point of a metric that is a fraction, one percent of any other.
     """
-    front = Front(study.scores, study.objectives, study.budget, Path())
-    good = [score for score in front.measured if score.meets(study.budget)]
+    front = Front(scores, objectives, budget, Path())
+    good = [score for score in front.measured if score.meets(budget)]
     if front.reference is None or not good:
         return ""
     goal = front.reference.accuracy
@@ -88,6 +95,4 @@ def best_so_far(study: Study) -> str:
     best = min(near, key=lambda score: score.size_bytes)
     gained = round((best.accuracy - goal) * (100 if points else 1), 1) + 0.0  # no negative zero
     unit = " points" if points else ""
-    words = f"{front.reference.size_bytes / best.size_bytes:.1f}× smaller, {gained:+.1f}{unit}"
-    left = to_gain(study)
-    return words if math.isnan(left) else f"{words}; about {left:.1%} still to gain"
+    return f"{front.reference.size_bytes / best.size_bytes:.1f}× smaller, {gained:+.1f}{unit}"

@@ -50,6 +50,8 @@ class FakeEvaluator:
     target = FakeTarget()
     task = FakeTask()
     over_budget = Evaluator.over_budget
+    failed = Evaluator.failed
+    reference_path = Path("reference.onnx")
 
     def _common(self, plan, recipe):
         return {"trial": -1, "plan": plan, "recipe": recipe, "target": "fake"}

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from autocompress.searching.agenda import Agenda, Job
 from autocompress.searching.executors.interrupts import deferred
+from autocompress.searching.executors.markers import Marker
 from autocompress.spec.execution import Execution
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ class Serial:
     def __init__(self, execution: Execution | None = None) -> None:
         self.execution = execution or Execution()
         self._child: Child | None = None
+        self._marker: Marker | None = None
 
     def run(self, agenda: Agenda, evaluator: "Evaluator") -> None:
         """Evaluate until the agenda gives out nothing more."""
@@ -32,7 +34,11 @@ class Serial:
                 self._child.close()
 
     def _here(self, agenda: Agenda, evaluator: "Evaluator", job: Job) -> None:
-        agenda.done(job, evaluator(*job.arguments))
+        if self._marker is None:
+            self._marker = Marker(evaluator.directory)
+        with self._marker.busy(job):
+            score = evaluator(*job.arguments)
+        agenda.done(job, score)
 
     def _in_child(self, agenda: Agenda, evaluator: "Evaluator", job: Job) -> None:
         from autocompress.searching.executors.child import Child, LostError, TimeLimitError

@@ -28,7 +28,7 @@ from autocompress.errors import InputError
 from autocompress.searching.agenda import Agenda, Job
 from autocompress.searching.executors.interrupts import deferred
 from autocompress.searching.executors.slots import share_of, slots, slots_folder
-from autocompress.searching.executors.worker import Answer, Worker, pack, receive
+from autocompress.searching.executors.worker import Answer, Worker, pack, receive, threads_limited
 from autocompress.spec.execution import Execution
 
 if TYPE_CHECKING:
@@ -101,10 +101,10 @@ class _Searcher(tune.search.Searcher):
         self.error: BaseException | None = None
 
     def guard(self, step: Callable[[], Any]) -> Any:
-        """Take a step; keep what it raises for the driver, and end."""
+        """Take a step; keep an error that it raises for the driver, and end."""
         try:
             return step()
-        except BaseException as error:
+        except Exception as error:
             self.error = self.error or error
             self._agenda.stop()
             return None
@@ -179,7 +179,12 @@ class Tuned:
             return
         parcel = pack(evaluator, self.execution.trial_memory_bytes)
         seconds, address = self.execution.trial_seconds, self.execution.ray_address
-        with deferred(agenda.interrupted), self._cluster() as workers, _environment():
+        with (
+            deferred(agenda.interrupted),
+            self._cluster() as workers,
+            _environment(),
+            threads_limited(1),
+        ):
             most = workers + (not address)  # one waits for the next to be free
             searcher = _Searcher(agenda, seconds, most)
             with tempfile.TemporaryDirectory(prefix="autocompress-") as folder:

@@ -23,13 +23,14 @@ import torch
 from autocompress.cost.estimate import Lesson
 from autocompress.errors import RunError, TaskError
 from autocompress.searching.agenda import Job
+from autocompress.searching.executors.markers import Marker
 from autocompress.spec.files import write_whole
 from autocompress.spec.score import Score
 
 if TYPE_CHECKING:
     from autocompress.searching.evaluate import Evaluator
 
-__all__ = ["Answer", "Worker", "memory_limited", "pack", "receive"]
+__all__ = ["Answer", "Worker", "memory_limited", "pack", "receive", "threads_limited"]
 
 _WANT = re.compile(r"MemoryError|bad_alloc|[aA]lloc(ate|ation|ator)")
 
@@ -65,6 +66,7 @@ class Worker:
         path, self._memory_bytes, content = pickle.loads(parcel)  # noqa: S301 - the driver's own, over a private pipe
         sys.path.extend(place for place in path if place not in sys.path)
         self.evaluator: Evaluator = pickle.loads(content)  # noqa: S301
+        self._marker = Marker(self.evaluator.directory)
         self._home, reference = self.evaluator.directory, self.evaluator.reference_path
         with self._folder() as folder:
             with contextlib.suppress(OSError):  # on another machine it is built
@@ -82,10 +84,8 @@ class Worker:
 
     def __call__(self, job: Job, threads: int | None = None) -> Answer:
         """Evaluate a plan, with so many threads of third-party libraries (None: as they like)."""
-        if threads is not None:
-            torch.set_num_threads(threads)
-            threadpoolctl.threadpool_limits(threads)
-        with self._folder() as folder:
+        limited = threads_limited(threads) if threads else contextlib.nullcontext()
+        with limited, self._folder() as folder, self._marker.busy(job):
             with memory_limited(self._memory_bytes):
                 score, lesson = self.evaluator.evaluate(*job.arguments)
             if score.outcome == "ok":
@@ -107,6 +107,18 @@ def receive(evaluator: "Evaluator", job: Job, answer: Answer) -> Score:
     if answer.lesson is not None:
         evaluator.estimator.learn(answer.lesson, answer.score.latency_ms)
     return answer.score
+
+
+@contextlib.contextmanager
+def threads_limited(count: int) -> Iterator[None]:
+    """Let third-party libraries run on so many threads; more than cores hold each other up."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        with threadpoolctl.threadpool_limits(count):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager

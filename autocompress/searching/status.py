@@ -1,0 +1,94 @@
+"""Looking at a run from outside, while a driver works on it or after."""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from autocompress.report.status import Running, Status, Step
+from autocompress.searching.executors.markers import marked
+from autocompress.searching.locks import is_driven
+from autocompress.searching.progress import best_of
+from autocompress.searching.store import Place
+from autocompress.searching.study import read_study
+from autocompress.spec.budget import Budget
+from autocompress.spec.pareto import Volume, floor_of
+from autocompress.spec.score import Score
+
+__all__ = ["look"]
+
+_LATELY = 30  # trials whose gaps tell the speed
+_PAUSE = 10.0  # gaps so many times the median are pauses
+_STEPS = 10
+
+
+def look(
+    directory: Path, place: Place, wanted: int, objectives: tuple[str, ...], budget: Budget
+) -> Status:
+    """Return where a run stands that is to complete ``wanted`` trials; raise RunError."""
+    scores, _ = read_study(place)
+    study, now = place.open(), time.time()
+    trials = [] if study is None else study.get_trials(deepcopy=False)
+    ends = {
+        trial.user_attrs["score"]["trial"]: trial.datetime_complete.timestamp()
+        for trial in trials
+        if trial.datetime_complete is not None
+    }
+    done = [score for score in scores if score.outcome == "ok" and score.trial in ends]
+    times = [ends[score.trial] for score in done]
+    gaps = _gaps(times)
+    lately = [gap for gap in gaps[-_LATELY:] if gap > 0]
+    workers = [
+        Running(f"process {w.pid} on {w.host}", w.what, now - w.since if w.what else 0.0)
+        for w in marked(directory)
+    ]
+    return Status(
+        directory=directory,
+        driver=is_driven(directory),
+        wanted=wanted,
+        outcomes=dict(Counter(score.outcome for score in scores)),
+        baselines=sum(bool(score.baseline) for score in done),
+        workers=tuple(workers),
+        an_hour=3600 * len(lately) / sum(lately) if lately else math.nan,
+        silent=now - max(ends.values()) if ends else math.nan,
+        best=best_of(scores, objectives, budget),
+        steps=_steps(done, (np.cumsum([0.0, *gaps]) / 3600).tolist(), objectives, budget),
+    )
+
+
+def _gaps(times: Sequence[float]) -> list[float]:
+    """Return the seconds between one trial's end and the next's, none for pauses."""
+    gaps = [max(after - before, 0.0) for before, after in pairwise(times)]
+    usual = median(gaps) if gaps else 0.0
+    return [gap if gap <= _PAUSE * usual + 60 else 0.0 for gap in gaps]
+
+
+def _steps(
+    done: Sequence[Score], hours: Sequence[float], objectives: tuple[str, ...], budget: Budget
+) -> tuple[Step, ...]:
+    """Return the hypervolume after about ten equal parts of the trials."""
+    within = [score.meets(budget) for score in done]
+    if sum(within) < 2:
+        return ()
+    costs = np.array([score.values(objectives)[1:] for score in done])
+    logs = np.log(np.maximum(costs, 1e-12))
+    accuracies = np.array([score.accuracy for score in done])
+    kept = np.array(within)
+    volume = Volume(
+        logs[kept].min(0) - 1e-3, logs[kept].max(0), floor=floor_of(accuracies[kept].tolist())
+    )
+
+    def of(count: int) -> float:
+        chosen = kept & (np.arange(len(done)) < count)
+        return volume.of(accuracies[chosen].tolist(), logs[chosen]) if chosen.any() else 0.0
+
+    now = of(len(done))
+    counts = sorted({round(len(done) * part / _STEPS) for part in range(1, _STEPS + 1)} - {0})
+    return tuple(
+        Step(count, float(hours[count - 1]), of(count) / now if now else 0.0) for count in counts
+    )

@@ -1,0 +1,29 @@
+"""A small search on the null target, for any executor."""
+
+from pathlib import Path
+
+from autocompress.searching.driver import drive
+from autocompress.searching.parameters import Parameters
+from autocompress.searching.samplers import make_sampler
+from autocompress.searching.store import Place
+from autocompress.searching.study import Study
+from autocompress.spec.budget import Budget
+from autocompress.spec.space import SearchSpace
+from tests.searching.test_evaluate import make_evaluator
+
+SPACE = SearchSpace({"0/keep": (0.5, 0.75, 1.0), "0/w_bits": (2, 4, 8), "2/w_bits": (2, 4, 8)})
+
+
+def searched(directory: Path, executor, trials: int, evaluate=None, progress=lambda _: None):
+    """Search and return the study; the evaluator's task has ``evaluate``."""
+    (directory / "artifacts").mkdir(parents=True, exist_ok=True)
+    study = Study(
+        Place(directory / "study.log"),
+        Parameters(SPACE),
+        sampler=lambda finished: make_sampler("random", finished),
+        objectives=("accuracy", "size"),
+        budget=Budget(),
+    )
+    evaluator = make_evaluator(directory, evaluate=evaluate)
+    drive(study, evaluator, trials, progress, executor=executor)
+    return study

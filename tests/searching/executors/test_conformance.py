@@ -1,0 +1,207 @@
+"""Every executor evaluates what the agenda gives out, once, and survives what trials do to it."""
+
+import hashlib
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from autocompress.errors import TaskError
+from autocompress.searching.executors import Serial, make_executor, worker
+from autocompress.spec.execution import Execution
+from tests.searching.executors.support import SPACE, searched
+
+FAR = 600.0  # seconds, a limit that is never met
+LARGE = 0.0122  # made-up milliseconds of the uncompressed file alone
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """One cluster for all tests of this file: to start one takes seconds."""
+    ray = pytest.importorskip("ray", reason="needs the package ray")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+NAMES = ("here", "child", "ray")
+AWAY = NAMES[1:]
+
+
+@pytest.fixture
+def make(request):
+    """Return a maker of the executor that a test is parametrised by, from its limits."""
+
+    def made(name: str, **limits):
+        if name == "ray":
+            request.getfixturevalue("cluster")
+            return make_executor(Execution(workers=2, **limits))
+        return Serial(Execution(**({"trial_seconds": FAR} if name == "child" else {}) | limits))
+
+    return made
+
+
+def once(folder: Path) -> bool:
+    """Tell whether this is the first call, in any process."""
+    try:
+        (folder / "called").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_all_is_evaluated_once_and_as_anywhere(tmp_path, make, name):
+    study = searched(tmp_path / "run", make(name), 20)
+    assert study.completed == len(study.scores) == 20
+    assert len({score.key for score in study.scores}) == 20
+    assert study.running == []
+    assert [score.trial for score in study.scores] == list(range(20))
+    names = {path.name for path in (tmp_path / "run" / "artifacts").iterdir()}
+    assert names == {score.artifact for score in study.scores}
+    for score in study.scores:
+        content = (tmp_path / "run" / "artifacts" / score.artifact).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == score.sha256
+    known = {score.plan: score for score in searched(tmp_path / "here", Serial(), 20).scores}
+    shared = [score for score in study.scores if score.plan in known]
+    assert len(shared) >= len(SPACE.baselines())
+    for score in shared:
+        other = known[score.plan]
+        assert (score.accuracy, score.sha256) == (other.accuracy, other.sha256)
+        assert (score.baseline, score.macs) == (other.baseline, other.macs)
+    assert not (tmp_path / "run" / "work").exists()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_failure_is_a_score_and_the_search_goes_on(tmp_path, make, name):
+    def evaluate(predict):
+        answers = predict(np.zeros((3, 6), np.float32))
+        if predict.fixed_ms > 0.0118:  # the larger files
+            raise KeyError("labels")
+        return np.ones(len(answers))
+
+    study = searched(tmp_path, make(name), 6, evaluate)
+    failed = [score for score in study.scores if score.outcome == "failed"]
+    assert study.completed == 6
+    assert failed
+    assert all(score.message.startswith("KeyError: 'labels' (") for score in failed)
+    assert all(score.size_bytes <= 1800 for score in study.scores if score.outcome == "ok")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_search_that_cannot_work_ends(tmp_path, make, name):
+    def evaluate(predict):
+        raise ValueError("never")
+
+    with pytest.raises(TaskError, match="never"):
+        searched(tmp_path, make(name), 6, evaluate)
+
+
+@pytest.mark.parametrize("name", AWAY)
+def test_a_lost_worker_costs_nothing_but_its_time(tmp_path, make, name):
+    def evaluate(predict):
+        if predict.fixed_ms > LARGE and once(tmp_path):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return np.ones(3)
+
+    study = searched(tmp_path / "run", make(name), 8, evaluate)
+    assert [score.outcome for score in study.scores] == ["ok"] * 8
+    assert len({score.key for score in study.scores}) == 8
+
+
+@pytest.mark.parametrize("name", AWAY)
+def test_what_loses_two_workers_is_a_failure(tmp_path, make, name):
+    def evaluate(predict):
+        if predict.fixed_ms > LARGE:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return np.ones(3)
+
+    study = searched(tmp_path, make(name), 4, evaluate)
+    failed = [score for score in study.scores if score.outcome == "failed"]
+    assert [score.baseline for score in failed] == ["uncompressed"]
+    assert "the worker was lost" in failed[0].message
+    assert failed[0].message.endswith("twice")
+
+
+@pytest.mark.parametrize("name", AWAY)
+def test_a_trial_has_its_time(tmp_path, make, name):
+    def evaluate(predict):
+        if predict.fixed_ms > LARGE:
+            time.sleep(60)
+        return np.ones(3)
+
+    study = searched(tmp_path, make(name, trial_seconds=2.0), 4, evaluate)
+    failed = [score for score in study.scores if score.outcome == "failed"]
+    assert [score.baseline for score in failed] == ["uncompressed"]
+    assert failed[0].message == "a trial may take 2 s, and it took more"
+
+
+@pytest.mark.parametrize("name", AWAY)
+def test_a_trial_has_its_memory(tmp_path, make, name):
+    def evaluate(predict):
+        if predict.fixed_ms > LARGE:
+            np.ones(200_000_000)
+        return np.ones(3)
+
+    study = searched(tmp_path, make(name, trial_memory_bytes=400_000_000), 4, evaluate)
+    failed = [score for score in study.scores if score.outcome == "failed"]
+    assert [score.baseline for score in failed] == ["uncompressed"]
+    assert failed[0].message.startswith("out of memory, a trial may take 400,000,000 bytes: ")
+
+
+@pytest.mark.parametrize("name", AWAY)
+def test_a_file_that_cannot_be_written_is_a_failure(tmp_path, make, name, monkeypatch):
+    whole = worker.write_whole
+
+    def full(path, content):
+        if len(content) > 2000:
+            raise worker.RunError("A file must be writable: No space left on device.")
+        whole(path, content)
+
+    monkeypatch.setattr(worker, "write_whole", full)
+    study = searched(tmp_path, make(name), 4)
+    failed = [score for score in study.scores if score.outcome == "failed"]
+    assert [score.baseline for score in failed] == ["uncompressed"]
+    assert "No space left" in failed[0].message
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ctrl_c_once_finishes_what_is_running(tmp_path, make, name):
+    told = []
+
+    def progress(step):
+        told.append(step)
+        if step.done == 2 and not any(t.note for t in told):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def evaluate(predict):
+        time.sleep(0.2)
+        return np.ones(3)
+
+    with pytest.raises(KeyboardInterrupt):
+        searched(tmp_path, make(name), 18, evaluate, progress)
+    done = max(step.done for step in told)
+    assert 2 <= done <= 6
+    assert any("Ctrl-C once more leaves at once" in step.note for step in told)
+    study = searched(tmp_path, make(name), 8)
+    assert len(study.scores) == len({score.key for score in study.scores}) == 8
+
+
+@pytest.mark.parametrize("name", AWAY)
+def test_ctrl_c_twice_leaves_at_once(tmp_path, make, name):
+    def progress(step):
+        if step.done == 1 or step.note:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def evaluate(predict):
+        if not once(tmp_path):
+            time.sleep(60)
+        return np.ones(3)
+
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        searched(tmp_path / "run", make(name), 18, evaluate, progress)
+    assert time.monotonic() - start < 45
