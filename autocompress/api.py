@@ -343,6 +343,7 @@ def _run(
     with (
         _disk_errors(directory),
         driver_lock(directory),
+        contextlib.closing(place),
         study_lock(place) as confirm,
     ):
         _check_frozen(directory, config, changeable)

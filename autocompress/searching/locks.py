@@ -137,11 +137,13 @@ def study_lock(place: Place) -> Iterator[Callable[[], None]]:
             with contextlib.suppress(sa.exc.SQLAlchemyError, RunError):
                 confirm()
 
-    threading.Thread(target=beats, daemon=True).start()
+    thread = threading.Thread(target=beats, daemon=True)
+    thread.start()
     try:
         yield confirm
     finally:
         ended.set()
+        thread.join(_BEAT)
         with contextlib.suppress(sa.exc.SQLAlchemyError), engine.begin() as connection:
             connection.execute(drivers.delete().where(own))
 

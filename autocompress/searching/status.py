@@ -1,5 +1,6 @@
 """Looking at a run from outside, while a driver works on it or after."""
 
+import contextlib
 import math
 import time
 from collections import Counter
@@ -14,8 +15,8 @@ from autocompress.report.status import Running, Status, Step
 from autocompress.searching.executors.markers import marked
 from autocompress.searching.locks import is_driven
 from autocompress.searching.progress import best_of
-from autocompress.searching.store import Place
-from autocompress.searching.study import read_study
+from autocompress.searching.store import Place, finished
+from autocompress.searching.study import scores_of
 from autocompress.spec.budget import Budget
 from autocompress.spec.pareto import Volume, floor_of
 from autocompress.spec.score import Score
@@ -31,9 +32,11 @@ def look(
     directory: Path, place: Place, wanted: int, objectives: tuple[str, ...], budget: Budget
 ) -> Status:
     """Return where a run stands that is to complete ``wanted`` trials; raise RunError."""
-    scores, _ = read_study(place)
-    study, now = place.open(), time.time()
-    trials = [] if study is None else study.get_trials(deepcopy=False)
+    now = time.time()
+    with contextlib.closing(place):
+        study = place.open()
+        trials = [] if study is None else finished(study)
+        scores = scores_of(trials, {}, place)
     ends = {
         trial.user_attrs["score"]["trial"]: trial.datetime_complete.timestamp()
         for trial in trials

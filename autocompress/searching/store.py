@@ -6,6 +6,7 @@ written at once and whole; what fails for want of disk or connection is tried ag
 
 import contextlib
 import json
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,10 +25,12 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from autocompress.errors import AutocompressError, ConfigError, RunError
 
-__all__ = ["STUDY_NAME", "Place", "Store", "public_url"]
+__all__ = ["STUDY_NAME", "Place", "Store", "finished", "public_url"]
 
 #: The study's name in a journal file, which has no other.
 STUDY_NAME = "autocompress"
+# A trial's attribute that tells it from all others.
+_ID = "id"
 # Seconds that a disk or a database may be away, and between two looks whether it is back.
 _PATIENCE = 300.0
 _PAUSE = 0.5
@@ -44,7 +47,10 @@ def _parsed(url: str) -> URL:
 
 def public_url(url: str) -> str:
     """Return a database's URL without its password; raise ConfigError for what is none."""
-    return _parsed(url).set(password=None).render_as_string() if url else ""
+    if not url:
+        return ""
+    found = _parsed(url).difference_update_query(["password"])._replace(password=None)
+    return found.render_as_string(hide_password=False)
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,12 @@ class Place:
         except Exception as error:  # Optuna asserts and indexes while it replays a file
             raise self.damaged(error) from error
 
+    def close(self) -> None:
+        """Close the connections to a database; they are made again where they are needed."""
+        if isinstance(storage := self.__dict__.get("storage"), RDBStorage):
+            storage.remove_session()
+            storage.engine.dispose()
+
     def damaged(self, error: Exception) -> RunError:
         """Return the error of a study that autocompress did not write."""
         return RunError(
@@ -124,7 +136,7 @@ class Store:
     @property
     def trials(self) -> list[FrozenTrial]:
         """The finished trials in order."""
-        return self._study.get_trials(deepcopy=False)
+        return finished(self._study)
 
     @property
     def notes(self) -> dict[str, Any]:
@@ -133,17 +145,20 @@ class Store:
 
     def add(self, trial: FrozenTrial) -> None:
         """Append a finished trial, once; raise RunError if that cannot be done for minutes."""
-        count = self._count()
-        self._insist(lambda: self._study.add_trial(trial), lambda: self._count() > count)
+        trial.set_user_attr(_ID, secrets.token_hex(8))
+        own = trial.user_attrs[_ID]
+
+        def written() -> bool:
+            last = self._study.get_trials(deepcopy=False)[-2:]
+            return any(one.user_attrs.get(_ID) == own for one in last)
+
+        self._insist(lambda: self._study.add_trial(trial), written)
 
     def set_note(self, name: str, value: Any) -> None:
         """Keep plain data under a name; raise RunError as ``add`` does."""
         json.dumps(value)
         self._insist(lambda: self._study.set_user_attr(name, value), lambda: False)
         self._notes[name] = value
-
-    def _count(self) -> int:
-        return len(self._study.get_trials(deepcopy=False))
 
     def _insist(self, write: Callable[[], None], written: Callable[[], bool]) -> None:
         """Write; where that fails, look whether it was done after all, and try again."""
@@ -165,6 +180,14 @@ class Store:
                 with contextlib.suppress(OSError):
                     _mend(self.place.path)
             time.sleep(_PAUSE)
+
+
+def finished(study: optuna.Study) -> list[FrozenTrial]:
+    """Return a study's trials in order; one that a broken connection stored twice is there once."""
+    found: dict[object, FrozenTrial] = {}
+    for trial in study.get_trials(deepcopy=False):
+        found.setdefault(trial.user_attrs.get(_ID, trial.number), trial)
+    return list(found.values())
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,5 +1,6 @@
 """The study: every score, in memory for the sampler and, once finished, in its store."""
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,28 +11,24 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from autocompress.errors import PlanError, RunError
 from autocompress.searching.parameters import Parameters
-from autocompress.searching.store import Place, Store
+from autocompress.searching.store import Place, Store, finished
 from autocompress.spec.budget import Budget
 from autocompress.spec.plan import Plan
 from autocompress.spec.score import OBJECTIVES, Score
 
-__all__ = ["Study", "read_study"]
+__all__ = ["Study", "read_study", "scores_of"]
 
 _TEST = "test:"
 _GENERATION = "NSGAIISampler:generation"
 
 
-def _scores(trials: Sequence[FrozenTrial], notes: Mapping[str, Any], place: Place) -> list[Score]:
-    """Return the scores in order, one that a broken connection stored twice once."""
+def scores_of(trials: Sequence[FrozenTrial], notes: Mapping[str, Any], place: Place) -> list[Score]:
+    """Return the scores of a place's finished trials; raise RunError for other programs' trials."""
     try:
-        found = [Score.from_json(trial.user_attrs["score"]) for trial in trials]
+        scores = [Score.from_json(trial.user_attrs["score"]) for trial in trials]
     except (KeyError, TypeError, PlanError) as error:
         raise place.damaged(error) from error
-    scores = {score.trial: score for score in reversed(found)}
-    return [
-        _with_test(scores[number], notes.get(_TEST + scores[number].key))
-        for number in sorted(scores)
-    ]
+    return [_with_test(score, notes.get(_TEST + score.key)) for score in scores]
 
 
 def _with_test(score: Score, figures: Any) -> Score:
@@ -46,11 +43,12 @@ def read_study(place: Place) -> tuple[list[Score], dict[str, Any]]:
 
     Raises RunError for what autocompress did not write.
     """
-    study = place.open()
-    if study is None:
-        return [], {}
-    notes = study.user_attrs
-    return _scores(study.get_trials(deepcopy=False), notes, place), notes
+    with contextlib.closing(place):
+        study = place.open()
+        if study is None:
+            return [], {}
+        notes = study.user_attrs
+        return scores_of(finished(study), notes, place), notes
 
 
 class Study:
@@ -78,7 +76,7 @@ class Study:
         directions = [up if OBJECTIVES[name].maximize else down for name in objectives]
         self._store = Store(place, directions, confirm=confirm)
         trials = self._store.trials
-        self.scores = _scores(trials, self._store.notes, place)
+        self.scores = scores_of(trials, self._store.notes, place)
         self.sampler = sampler(len(self.scores))
         self._memory = optuna.create_study(directions=directions, sampler=self.sampler)
         self._memory.add_trials(
