@@ -29,6 +29,7 @@ from autocompress.report.receipt import Receipt
 from autocompress.report.status import Status
 from autocompress.report.tables import to_csv
 from autocompress.searching.adopt import adopt, check_source
+from autocompress.searching.agenda import due
 from autocompress.searching.driver import drive, finish
 from autocompress.searching.evaluate import Evaluator
 from autocompress.searching.executors import make_executor
@@ -45,7 +46,7 @@ from autocompress.spec.budget import Budget
 from autocompress.spec.config import Config
 from autocompress.spec.execution import Execution
 from autocompress.spec.files import write_whole
-from autocompress.spec.plan import Plan
+from autocompress.spec.plan import Plan, Recipe
 from autocompress.spec.score import Score, check_objectives
 from autocompress.spec.space import SpaceTemplate
 from autocompress.targets import Target, make_target
@@ -53,6 +54,9 @@ from autocompress.tasks.base import Task
 from autocompress.transforms.compress import Compressor
 from autocompress.transforms.options import Options
 from autocompress.transforms.sketch import sketch
+
+# Fields of a configuration that may differ from what a run directory was begun with.
+_CHANGEABLE = ("trials", "sampler", "execution")
 
 __all__ = ["Run", "open_run", "search", "search_config", "status"]
 
@@ -91,9 +95,12 @@ class Run:
     def write_front(self) -> None:
         """Write front.csv, front.png and front.svg into the run directory."""
         front = self.front()
-        for suffix in ("png", "svg"):
-            front.plot(self.directory / f"front.{suffix}")
         write_whole(self.directory / "front.csv", to_csv(front).encode())
+        try:
+            for suffix in ("png", "svg"):
+                front.plot(self.directory / f"front.{suffix}")
+        except (ValueError, OverflowError) as error:  # figures beyond what can be drawn
+            self.note = "; ".join(filter(None, (self.note, f"no picture of the front: {error}")))
 
     def complete(self) -> bool:
         """Tell whether all that a finished search leaves is there, to the byte."""
@@ -180,7 +187,6 @@ class Run:
             total,
             progress,
             until_converged=until_converged,
-            changeable=("trials", "sampler", "execution"),
         )
         self.config, self.scores, self.note, self.floor = config, new.scores, new.note, new.floor
         return self
@@ -322,13 +328,11 @@ def _run(
     *,
     start_from: str | Path | None = None,
     until_converged: bool = False,
-    changeable: Sequence[str] = ("trials", "execution"),
 ) -> Run:
-    """Drive a search in its directory until ``total`` trials are done, or it has converged.
-
-    ``changeable``: fields of the configuration that may differ from what is frozen.
-    """
+    """Drive a search in its directory until ``total`` trials are done, or it has converged."""
     report = progress or (lambda _: None)
+    if not isinstance(until_converged, bool):
+        raise InputError(f"until_converged must be True or False, not {until_converged!r}.")
     template = config.space
     assert isinstance(template, SpaceTemplate)
     target = make_target(config.target, threads=config.threads, batch_size=config.batch_size)
@@ -346,7 +350,7 @@ def _run(
         contextlib.closing(place),
         study_lock(place) as confirm,
     ):
-        _check_frozen(directory, config, changeable)
+        _check_frozen(directory, config)
         if task is None:
             assert config.task is not None
             report(Progress(0, total, note="loading the task"))
@@ -389,7 +393,9 @@ def _run(
         run = Run(
             directory, config, study.scores, task, floor=study.note("floor") or {}, storage=storage
         )
-        if study.completed >= total and run.complete():
+        recipe = Recipe(seed=config.seed)
+        unfinished = study.completed < total or bool(due(study, recipe, target.name))
+        if not unfinished and run.complete():
             return run
         (directory / "front.csv").unlink(missing_ok=True)  # until it is up to date again
         report(Progress(study.completed, total, note="exporting the model"))
@@ -401,7 +407,7 @@ def _run(
         latency = config.budget.latency_ms or (
             "latency" in config.objectives and (config.budget or config.sampler == "guided")
         )
-        if latency and device is None:
+        if latency and unfinished and device is None:
             set_latency_model(study, evaluator, report)
         set_guide(study, evaluator, report)
         notes = [
@@ -409,6 +415,7 @@ def _run(
                 study, evaluator, total, report, executor=executor, until_converged=until_converged
             ),
             finish(study, evaluator, report),
+            _missing(len(due(study, recipe, target.name))),
             getattr(study.sampler, "reason", ""),
         ]
         run.note = "; ".join(note for note in notes if note)
@@ -416,6 +423,11 @@ def _run(
         run.floor = study.note("floor") or {}
         run.write_front()
     return run
+
+
+def _missing(count: int) -> str:
+    again = "failed and are not on the front; resume tries them again"
+    return f"{count} of the baselines {again}" if count else ""
 
 
 def _stored(directory: Path, config: Config) -> tuple[Config, str]:
@@ -438,17 +450,21 @@ def _source(start_from: str | Path | None, directory: Path, place: Place) -> Run
     """
     if start_from is None:
         return None
-    if not isinstance(start_from, (str, Path)):
+    if not isinstance(start_from, (str, Path)) or not str(start_from):
         raise InputError(f"start_from must be a run directory's path, not {start_from!r}.")
     _, notes = read_study(place)
-    if notes.get("adopted") is None:
-        return open_run(start_from)
-    if Path(notes["adopting"]) != Path(start_from).resolve():
+    begun = notes.get("adopting")
+    if begun is not None and Path(begun) != Path(start_from).resolve():
         raise InputError(
-            f"A search starts from one run: {directory} has started from {notes['adopting']}. Name "
-            "another run directory, or leave the other out."
+            f"A search starts from one run: {directory} has started from {begun}. Name another run "
+            "directory, or leave the other out."
         )
-    return None
+    if notes.get("adopted") is not None:
+        return None
+    try:
+        return open_run(start_from)
+    except RunError as error:
+        raise InputError(f"A search starts from a run (--from, start_from): {error}") from error
 
 
 def _check_operators(config: Config, network: Network, target: Target) -> None:
@@ -481,7 +497,7 @@ def _disk_errors(directory: Path) -> Iterator[None]:
         ) from error
 
 
-def _check_frozen(directory: Path, config: Config, changeable: Sequence[str]) -> None:
+def _check_frozen(directory: Path, config: Config) -> None:
     """Raise RunError if a run directory is another search's."""
     path = directory / "config.toml"
     if not path.exists():
@@ -490,7 +506,7 @@ def _check_frozen(directory: Path, config: Config, changeable: Sequence[str]) ->
     changed = [
         f.name
         for f in fields(Config)
-        if f.name not in changeable and getattr(config, f.name) != getattr(frozen, f.name)
+        if f.name not in _CHANGEABLE and getattr(config, f.name) != getattr(frozen, f.name)
     ]
     if changed:
         raise RunError(

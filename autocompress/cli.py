@@ -26,8 +26,8 @@ __all__ = ["main"]
 def _parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
     return make_parser(
         {
-            "search": _search, "resume": _resume, "front": _front, "pick": _pick,
-            "bench": _bench, "calibrate": _calibrate, "explain": _explain, "status": _status_of,
+            "search": _search, "resume": _resume, "status": _status_of, "front": _front,
+            "pick": _pick, "bench": _bench, "calibrate": _calibrate, "explain": _explain,
         }
     )  # fmt: skip
 
@@ -233,13 +233,14 @@ def _search(parsed: argparse.Namespace) -> int:
 
 
 def _execution(parsed: argparse.Namespace) -> dict[str, object]:
-    """Return how the search is to be carried out, None where it is as before."""
-    return {
+    """Return how the search is to be carried out, as far as the command line says."""
+    given = {
         "workers": 0 if parsed.ray_address and parsed.workers is None else parsed.workers,
         "ray_address": parsed.ray_address,
         "trial_seconds": parsed.trial_seconds,
         "trial_memory_bytes": parsed.trial_memory,
     }
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _resume(parsed: argparse.Namespace) -> int:

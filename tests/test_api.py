@@ -184,7 +184,7 @@ def test_refuses_what_changed_and_names_it(tmp_path: Path) -> None:
         (original, {"seed": 1}, "seed"),
         (original, {"budget": ac.Budget(latency_ms=3)}, "budget"),
         (original, {"device": "cortex-m7"}, "device"),
-        (other, {"sampler": "tpe"}, "sampler"),
+        (other, {"sampler": "tpe"}, "model"),  # another sampler alone may go on
     ):
         with pytest.raises(RunError, match=word):
             run_search(tmp_path, task, **options)
@@ -745,5 +745,99 @@ def test_another_sampler_goes_on_with_a_study(tmp_path: Path) -> None:
     assert len({score.plan for score in opened.scores}) == 13
     with pytest.raises(InputError, match="magic"):
         opened.resume(1, sampler="magic")
-    with pytest.raises(RunError, match="these differ: sampler"):
-        run_search(tmp_path / "run", small_task(), sampler="random", trials=14)
+    again = run_search(tmp_path / "run", small_task(), sampler="random", trials=14)
+    assert (again.config.sampler, completed(again)) == ("random", 14)
+
+
+def test_failed_baselines_are_named_and_tried_again(tmp_path: Path) -> None:
+    task, broken = small_task(), [1, 2]
+
+    def evaluate(predict) -> object:
+        broken.append(broken[-1] + 1)
+        if broken[-1] in (4, 5):
+            raise KeyError("labels")
+        return task.evaluate(predict)
+
+    flaky = replace(task, evaluate=evaluate)
+    run = run_search(tmp_path / "run", flaky, trials=7)
+    assert run.note == "2 of the baselines failed and are not on the front; resume tries them again"
+    run = run_search(tmp_path / "run", flaky, trials=7)
+    assert (run.note, completed(run)) == ("", 9)
+
+
+def test_a_front_that_cannot_be_drawn_costs_the_picture_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overflow(front, path) -> Path:
+        raise ValueError("arange: cannot compute length")
+
+    monkeypatch.setattr(ac.Front, "plot", overflow)
+    run = run_search(tmp_path / "run", small_task(), trials=4)
+    assert run.note == "no picture of the front: arange: cannot compute length"
+    assert (tmp_path / "run" / "front.csv").exists()
+
+
+@pytest.mark.parametrize("value", ["no", 1, None])
+def test_until_converged_is_yes_or_no(tmp_path: Path, value) -> None:
+    with pytest.raises(InputError, match="until_converged must be True or False"):
+        run_search(tmp_path / "run", small_task(), until_converged=value)
+
+
+def test_a_study_in_a_database(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/team.db"
+    run = run_search(tmp_path / "one", small_task(), trials=5, storage=url)
+    other = run_search(tmp_path / "two", small_task(), trials=4, storage=url)
+    assert run.config.study != other.config.study
+    assert run.config.study.startswith("one-")
+    assert not (tmp_path / "one" / "study.log").exists()
+    again = ac.open_run(tmp_path / "one", small_task())
+    assert [s.to_json() for s in again.scores] == [s.to_json() for s in run.scores]
+    assert completed(again.resume(2)) == 7
+    assert completed(run_search(tmp_path / "one", small_task(), trials=8, storage=url)) == 8
+    assert ac.status(tmp_path / "one").completed == 8
+    with pytest.raises(RunError, match="is kept in sqlite"):
+        ac.open_run(tmp_path / "one", storage="sqlite:///other.db")
+    with pytest.raises(RunError, match="these differ: storage"):
+        run_search(tmp_path / "one", small_task(), trials=8)
+
+
+def test_a_password_is_not_written_down(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/team.db?password=secret"
+    with pytest.raises((RunError, InputError)):
+        run_search(tmp_path / "one", small_task(), storage=url)
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            assert b"secret" not in path.read_bytes()
+
+
+def test_a_trial_that_hangs_costs_its_time_alone(tmp_path: Path) -> None:
+    task = small_task()
+
+    def evaluate(predict) -> object:
+        if predict.fixed_ms > 0.015:
+            time.sleep(60)
+        return 1.0
+
+    hanging = replace(task, evaluate=evaluate)
+    run = run_search(tmp_path / "run", hanging, trials=4, trial_seconds=1.5)
+    failed = [score for score in run.scores if score.outcome == "failed"]
+    assert failed
+    assert {score.message for score in failed} == {"a trial may take 1.5 s, and it took more"}
+    assert completed(run) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"workers": 0}, "workers must be an integer of at least 1, not 0"),
+        ({"workers": "2"}, "workers must be an integer"),
+        ({"trial_seconds": 0}, "trial_seconds must be a number above 0"),
+        ({"trial_memory_bytes": -5}, "trial_memory_bytes must be a number above 0"),
+        ({"ray_address": 5}, "ray_address must be text"),
+        ({"storage": "nonsense"}, "storage must be a URL"),
+    ],
+)
+def test_how_a_search_is_carried_out_is_checked(tmp_path: Path, options, text) -> None:
+    with pytest.raises(InputError, match=text):
+        run_search(tmp_path / "run", small_task(), **options)
+    assert not (tmp_path / "run").exists()

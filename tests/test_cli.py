@@ -15,7 +15,14 @@ import pytest
 
 from autocompress import api, cli, measuring
 from autocompress.cost.calibrate import Calibration
-from autocompress.errors import ArtifactError, ConfigError, RunError, TaskError, TraceError
+from autocompress.errors import (
+    ArtifactError,
+    ConfigError,
+    RunError,
+    TaskError,
+    TraceError,
+    TrialError,
+)
 from autocompress.measuring import Calibrated
 from autocompress.report.front import Front
 from autocompress.report.receipt import Receipt
@@ -44,8 +51,11 @@ class FakeRun:
         self.calls.append(trial)
         return Receipt(score=self.scores[trial], reference=self.scores[0], lines=LINES)
 
-    def resume(self, trials=None, progress=None, *, sampler=None, until_converged=False):
-        self.calls.append(trials if sampler is None else (trials, sampler))
+    def resume(
+        self, trials=None, progress=None, *, sampler=None, until_converged=False, execution=None
+    ):
+        more = tuple(given for given in (sampler, execution) if given)
+        self.calls.append((trials, *more) if more else trials)
         if self.during is not None:
             self.during(progress)
         return self
@@ -67,7 +77,7 @@ def run(tmp_path, monkeypatch):
             made.during(progress)
         return made
 
-    monkeypatch.setattr(api, "open_run", lambda directory, task=None: made)
+    monkeypatch.setattr(api, "open_run", lambda directory, task=None, storage="": made)
     monkeypatch.setattr(api, "search_config", search_config)
     return made
 
@@ -90,7 +100,7 @@ def test_importing_the_command_line_imports_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
-COMMANDS = ("search", "resume", "front", "pick", "bench", "calibrate", "explain")
+COMMANDS = ("search", "resume", "status", "front", "pick", "bench", "calibrate", "explain")
 
 
 @pytest.mark.parametrize("command", [[], *([command] for command in COMMANDS)])
@@ -101,8 +111,11 @@ def test_help_names_every_option(command, capsys):
     text = capsys.readouterr().out
     options = {
         "search": "--run --trials --latency-budget --max-size --max-energy --max-memory --device "
-        "--sampler --from --target --workers --seed --until-converged --quiet",
-        "resume": "--trials --until-converged --quiet",
+        "--sampler --from --target --seed --until-converged --quiet --workers --ray-address "
+        "--storage --trial-seconds --trial-memory",
+        "resume": "--trials --sampler --until-converged --quiet --workers --ray-address --storage "
+        "--trial-seconds --trial-memory",
+        "status": "--format",
         "front": "--format",
         "pick": "--max-latency --max-size --max-energy --max-memory --min-accuracy --output",
         "bench": "--reference --threads --runtime",
@@ -121,7 +134,7 @@ def test_search_hands_over_what_was_given(run, capsys):
     arguments = (
         "search some/digits.toml --run there --trials 7 --latency-budget 1.5 --max-size 300000 "
         "--max-energy 0.25 --max-memory 64000 --device cortex-m7 --sampler nsga2 --target null "
-        "--workers 1 --seed 0"
+        "--workers 3 --seed 0 --storage sqlite:///x.db --trial-seconds 9.5 --trial-memory 1000"
     )
     assert cli.main(arguments.split()) == 0
     (call,) = run.calls
@@ -131,7 +144,8 @@ def test_search_hands_over_what_was_given(run, capsys):
         {
             "trials": 7, "latency_ms": 1.5, "max_size_bytes": 300_000, "max_energy_mj": 0.25,
             "max_memory_bytes": 64_000, "device": "cortex-m7", "sampler": "nsga2",
-            "target": "null", "seed": 0,
+            "target": "null", "seed": 0, "storage": "sqlite:///x.db", "workers": 3,
+            "trial_seconds": 9.5, "trial_memory_bytes": 1000,
         },
     )  # fmt: skip
     capsys.readouterr()
@@ -462,7 +476,7 @@ def test_bad_input_is_one_line_and_status_2(error, monkeypatch, capsys):
     def fail(*_, **__):
         raise error("The rule:\n  the value.\nThe fix.")
 
-    for name in ("search_config", "open_run"):
+    for name in ("search_config", "open_run", "status"):
         monkeypatch.setattr(api, name, fail)
     for name in ("bench", "bench_all", "calibrate_config"):
         monkeypatch.setattr(measuring, name, fail)
@@ -521,10 +535,40 @@ def test_a_wrong_command_line_is_one_line_and_status_2(arguments, text, capsys):
     one_error_line(capsys.readouterr(), text)
 
 
-def test_more_than_one_worker_is_refused(run, capsys):
-    assert cli.main(["search", "x.toml", "--workers", "2"]) == 2
-    one_error_line(capsys.readouterr(), "--workers must be 1")
-    assert run.calls == []
+def test_an_existing_cluster_is_used_as_a_whole_unless_told_otherwise(run):
+    assert cli.main(["search", "c.toml", "--ray-address", "auto"]) == 0
+    assert cli.main(["search", "c.toml", "--ray-address", "auto", "--workers", "4"]) == 0
+    assert cli.main(["resume", "run", "--workers", "2"]) == 0
+    assert [call[2] for call in run.calls[:2]] == [
+        {"workers": 0, "ray_address": "auto"},
+        {"workers": 4, "ray_address": "auto"},
+    ]
+    assert run.calls[2] == (None, {"workers": 2})
+
+
+def test_the_package_that_more_workers_need_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("c.toml").write_text('[task]\nname = "digits"\n[target]\nname = "null"\n')
+    for name in [name for name in sys.modules if name.partition(".")[0] == "ray"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "autocompress.searching.executors.tuned", raising=False)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert cli.main(["search", "c.toml", "--workers", "2"]) == 2
+    one_error_line(capsys.readouterr(), "pip install 'autocompress[ray]'")
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("kind", ["table", "json"])
+def test_status_tells_where_a_run_stands(tmp_path, capsys, kind):
+    (tmp_path / "config.toml").write_text("[search]\ntrials = 7\n")
+    assert cli.main(["status", str(tmp_path), "--format", kind]) == 0
+    out = capsys.readouterr().out
+    if kind == "json":
+        assert json.loads(out)["wanted"] == 7
+    else:
+        assert "trials: 0 of 7 completed" in out
+    assert cli.main(["status", str(tmp_path / "none")]) == 2
+    one_error_line(capsys.readouterr(), "has none")
 
 
 def test_missing_files_end_before_anything_is_written(tmp_path, monkeypatch, capsys):
@@ -656,7 +700,7 @@ def test_explain_of_a_failed_trial_is_one_line(config, tmp_path, monkeypatch, ca
     def fail_once(*given):
         calls.append(1)
         if len(calls) == 2:
-            raise ArtifactError("it broke")
+            raise TrialError("it broke")
         return figures(*given)
 
     monkeypatch.setattr(Evaluator, "_figures", fail_once)

@@ -112,6 +112,19 @@ class Network:
         return MappingProxyType(found)
 
     @cached_property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of every tensor by node, at a batch of two, so that the batch differs from 1."""
+        found: dict[str, tuple[int, ...]] = {}
+
+        def observe(node: fx.Node, value: Any) -> None:
+            if isinstance(value, Tensor):
+                found[node.name] = tuple(value.shape)
+
+        pair = (value.repeat(2, *[1] * (value.ndim - 1)) for value in self.example_inputs)
+        self.run(*pair, observe=observe)
+        return MappingProxyType(found)
+
+    @cached_property
     def fingerprint(self) -> str:
         """A sha256 over graph and parameters, in hex."""
         digest = hashlib.sha256()

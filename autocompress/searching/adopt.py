@@ -36,6 +36,10 @@ def check_source(
             "of its own. Name another run directory, or go on without --from."
         )
     theirs = notes.get("fingerprints", {})
+    if not theirs:
+        raise InputError(
+            f"Only a run that has begun can be taken over: {source} has no study. Start without it."
+        )
     for what in ("model", "data"):
         if theirs.get(what) != fingerprints[what]:
             raise InputError(

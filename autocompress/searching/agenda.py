@@ -24,13 +24,13 @@ from autocompress.searching.progress import (
 )
 from autocompress.searching.study import Study
 from autocompress.spec.budget import LIMITS
-from autocompress.spec.plan import Plan, Recipe
+from autocompress.spec.plan import Plan, Recipe, split_name
 from autocompress.spec.score import OBJECTIVES, Score
 
 if TYPE_CHECKING:
     from autocompress.searching.evaluate import Evaluator
 
-__all__ = ["Agenda", "Job"]
+__all__ = ["Agenda", "Job", "due"]
 
 # Proposals in a row that the study had already answered before a plan is drawn at random.
 _REPEATS = 10
@@ -73,6 +73,20 @@ class Job:
         return replace(self, trial=None)
 
 
+def due(study: Study, recipe: Recipe, target: str) -> list[tuple[str, Plan]]:
+    """Return the baselines, with their labels, that must be scored before a search is done.
+
+    Those that failed before, and those of the space that another run, whose scores were taken over,
+    did not have.
+    """
+    found = []
+    for label, plan in study.parameters.space.baselines():
+        score = study.answer(recipe.key(plan, target))
+        if (score is None and study.note("adopted")) or (score and score.outcome == "failed"):
+            found.append((label, plan))
+    return found
+
+
 class Agenda:
     """Gives out jobs until ``trials`` scores exist, and records their scores.
 
@@ -100,18 +114,19 @@ class Agenda:
         self._ended, self._dry = False, -1
         self._lost: list[Job] = []  # to be given out once more
         baselines = study.parameters.space.baselines()
-        # those that failed are tried again: a front without them has nothing to beat
-        self._waiting = [
-            (label, plan)
-            for label, plan in baselines
-            if (score := self._known(plan)) is None or score.outcome == "failed"
+        target = evaluator.target.name
+        # first those without which a front has nothing to beat, however many trials there are
+        self._due = due(study, self._recipe, target)
+        self._waiting = [*self._due]
+        self._waiting += [
+            pair for pair in baselines if self._known(pair[1]) is None and pair not in self._due
         ]
         own = {plan for _, plan in baselines}
         others = [p for p in seeds_of(study) if self._known(p) is None and p not in own]
         self._waiting[3:3] = [("", plan) for plan in others]
         self._failures = self._misses = 0
         self._hopeless, self._lowest = "", list[Plan]()
-        if study.budget:
+        if study.budget and not self.finished:
             floor, self._lowest = predicted_floor(study, evaluator)
             study.set_note("floor", floor)
             out = [name for name, least in floor.items() if least > getattr(study.budget, name)]
@@ -125,8 +140,13 @@ class Agenda:
     @property
     def finished(self) -> bool:
         """Tell whether there is nothing more to give out, and nothing out that may come back."""
-        done = self._ended or self.study.completed >= self.trials
-        return done and not self.study.running
+        done = self.study.completed >= self.trials and not self._pressing
+        return (self._ended or done) and not self.study.running
+
+    @property
+    def _pressing(self) -> bool:
+        """Tell whether the next plan is one of those that are due."""
+        return bool(self._waiting) and self._waiting[0] in self._due
 
     def stop(self) -> None:
         """Give out no more jobs; scores of those that are out are still taken."""
@@ -142,7 +162,9 @@ class Agenda:
     def next(self) -> Job | None:
         """Return a job, None where there is none before another score comes, or at all."""
         study = self.study
-        while not self._ended and study.completed + len(study.running) < self.trials:
+        while not self._ended and (
+            self._pressing or study.completed + len(study.running) < self.trials
+        ):
             if self._lost:
                 return self._give(self._lost.pop(0))
             if study.running and self._dry == len(study.scores):
@@ -295,34 +317,43 @@ def predicted_floor(study: Study, evaluator: "Evaluator") -> tuple[dict[str, flo
     """Return the least that is predicted over the space for every figure that the budget limits.
 
     Less the prediction's error, by name of the limit; and the plans of which that is predicted.
-    From the lowest uniform plans, one value at a time is changed as long as that lowers the figure,
-    within a few hundred estimates. Where nothing is predicted of some of these plans, there is no
-    floor.
+    From the lowest uniform plans, and where those are over the limit from what cost tables say is
+    cheapest, one value at a time is changed as long as that lowers the figure, within a few hundred
+    estimates. Where nothing is predicted of some of these plans, there is no floor.
     """
     space, floor, lowest = study.parameters.space, dict[str, float](), list[Plan]()
     low = {name: values[0] for name, values in space.knobs.items()}
-    starts = [
-        Plan({**low, **{n: v for n, v in high.settings.items() if not n.endswith("/keep")}})
-        for high in (Plan(low), Plan(), *(plan for _, plan in space.baselines()))
-    ]
+
+    def near(plan: Plan) -> Plan:
+        """The lowest plan but for the bits that a uniform plan has, where the space has them."""
+        wanted = {name: plan.get(*split_name(name)) for name in low}
+        kept = {n: v for n, v in wanted.items() if v in space.knobs[n] and not n.endswith("/keep")}
+        return space.plan({**low, **kept})
+
+    starts = [Plan(low), *(near(plan) for plan in (Plan(), *(p for _, p in space.baselines())))]
     estimates = [(plan, evaluator.estimate(plan)) for plan in dict.fromkeys(starts)]
     for limit, field in LIMITS.items():
-        if getattr(study.budget, limit) is None:
+        most = getattr(study.budget, limit)
+        if most is None:
             continue
-        plan, best = min(((p, e.least(field)) for p, e in estimates), key=lambda pair: pair[1])
-        known = not any(math.isnan(e.least(field)) for _, e in estimates)
-        if known and best > getattr(study.budget, limit):
-            chosen, left = space.choices(plan), _ESTIMATES
-            for name, values in space.knobs.items():
-                for value in values:
-                    other = space.plan({**chosen, name: value})
-                    if value == chosen[name] or left <= 0:
-                        continue
-                    left -= 1
-                    found = evaluator.estimate(other).least(field)
-                    known = known and not math.isnan(found)
-                    if found < best:
-                        best, plan, chosen = found, other, space.choices(other)
+        pairs = [(plan, estimate.least(field)) for plan, estimate in estimates]
+        known = not any(math.isnan(least) for _, least in pairs)
+        plan, best = min(pairs, key=lambda pair: pair[1])
+        if known and best > most and (cheap := evaluator.cheapest(space, field)) is not None:
+            pairs.append((cheap, evaluator.estimate(cheap).least(field)))
+            plan, best = min(pairs, key=lambda pair: pair[1])
+        left, before = _ESTIMATES, math.inf
+        while known and most < best < before and left > 0:
+            before, chosen = best, space.choices(plan)
+            for name, value in ((n, v) for n, values in space.knobs.items() for v in values):
+                other = space.plan({**chosen, name: value})
+                if value == chosen[name] or left <= 0:
+                    continue
+                left -= 1
+                found = evaluator.estimate(other).least(field)
+                known = known and not math.isnan(found)
+                if found < best:
+                    best, plan, chosen = found, other, space.choices(other)
         if known:
             floor[limit] = best
             lowest.append(plan)

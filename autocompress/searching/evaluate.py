@@ -18,10 +18,13 @@ from autocompress.cost.estimate import Estimate, Estimator, Lesson
 from autocompress.errors import ArtifactError, AutocompressError, RunError
 from autocompress.models.network import Network
 from autocompress.report.front import Pick
+from autocompress.searching.allocation import sweep
+from autocompress.searching.cost_tables import cost_tables
 from autocompress.searching.intervals import Mean, mean_of
 from autocompress.spec.budget import Budget
 from autocompress.spec.plan import Plan, Recipe
 from autocompress.spec.score import OBJECTIVES, Score
+from autocompress.spec.space import SearchSpace
 from autocompress.targets.base import Session, Target
 from autocompress.targets.timing import Timing, cpu_features, measure, openings
 from autocompress.tasks.base import Task
@@ -128,6 +131,17 @@ class Evaluator:
         """Return what a plan is expected to cost, before anything is compressed."""
         return self.estimator(plan)
 
+    def cheapest(self, space: SearchSpace, field: str) -> Plan | None:
+        """Return the plan that cost tables say is the cheapest by a figure, None without tables."""
+        latency = "latency_ms" if self.device is None else "device_latency_ms"
+        figure = latency if field in ("latency_limit_ms", "latency_figure_ms") else field
+        tables = cost_tables(space, self.estimator, [figure]).get(figure)
+        if tables is None:
+            return None
+        (places,) = sweep([], [tables], np.ones((1, 1)))
+        known = {name: space.knobs[name][place] for name, place in places.items()}
+        return space.plan({name: values[0] for name, values in space.knobs.items()} | known)
+
     def over_budget(self, plan: Plan, recipe: Recipe, estimate: Estimate, accuracy: float) -> Score:
         """Return the score of a plan that is not built; ``accuracy`` is a guess for the sampler."""
         told = estimate.figures() | {"accuracy": accuracy}
@@ -181,7 +195,8 @@ class Evaluator:
                 figures, lesson = self._figures(plan, recipe, watch)
             except AutocompressError as error:
                 message = str(error)
-                again = isinstance(error, RunError) or not self.path(plan, recipe).exists()
+                gone = isinstance(error, ArtifactError) and not self.path(plan, recipe).exists()
+                again = gone or isinstance(error, RunError)
             except (Exception, SystemExit) as error:  # evaluate, or a runtime, raises what it likes
                 message = f"{type(error).__name__}: {error} ({_place(error)})"
                 again = isinstance(error, OSError)
@@ -229,6 +244,7 @@ class Evaluator:
             "energy_mj": costs.energy_mj,
             "device_latency_ms": costs.device_latency_ms,
             "parameters": sum(value.numel() for value in network.params.values()),
+            "effect": compressed.effect if math.isfinite(compressed.effect) else math.nan,
             "artifact": artifact.path.name,
             "sha256": artifact.sha256,
             "timing": timing.to_json(),

@@ -40,11 +40,12 @@ _EXPLORE = 8  # every so many proposals one that the model has no say in
 
 @dataclass(frozen=True)
 class Observed:
-    """A measured plan: its accuracy, and its costs in the order of the guide's."""
+    """A measured plan: its accuracy, its costs in the order of the guide's, its effect if known."""
 
     plan: Plan
     accuracy: float
     costs: tuple[float, ...]
+    effect: float = math.nan
 
 
 class Guide:
@@ -119,13 +120,17 @@ class Guide:
         observed: Sequence[Observed],
         generator: np.random.Generator,
         tried: Collection[Plan] = (),
+        running: Collection[Plan] = (),
     ) -> Plan:
         """Return the plan to evaluate next: none that was observed, or tried without success.
 
-        Where all that it can think of are known, one at random.
+        Nor one that is ``running``: of those it expects what its model says, so that what it
+        proposes beside them is something else. The more there are, the fewer candidates the oracle
+        is asked about: the workers must not wait for it. Where all that it can think of are known,
+        one at random.
         """
-        number = len(observed)
-        every = (self._places_of(plan) for plan in (*(o.plan for o in observed), *tried))
+        number = len(observed) + len(running)
+        every = (self._places_of(p) for p in (*(o.plan for o in observed), *tried, *running))
         known = {places.tobytes() for places in every if places is not None}
         link = self._link(observed)
         weighing = self.weigh(self._level(number, generator))
@@ -136,22 +141,43 @@ class Guide:
         effects = self.losses.base + self.losses.rows(places) @ weighing.means
         expected, costs = link(np.maximum(effects, _NOISE)), self._totals(places)
         volume, held = self._held(observed)
+        held = np.maximum(held, self._expected(running, volume, link, weighing))
         gain = self._gains(volume, held, expected, costs)
-        self._outlook(volume, held, expected, costs)
+        best_yet = max((o.accuracy for o in observed), default=math.inf)
+        self._outlook(volume, held, np.minimum(expected, best_yet), costs)
         if number % _EXPLORE == _EXPLORE - 1 or gain.max() <= 0:
             return self._plan(places[generator.integers(len(places))])
+        count = _TRIED // (1 + len(running))
         best: dict[Plan, Floats] = {}
         spare: dict[Plan, Floats] = {}
         for place in np.argsort(-gain)[:_ESTIMATED]:
             plan = self._plan(places[place])
             exact = np.nan_to_num(np.array(self.estimate(plan)), nan=1e300)
             (best if (exact <= self.limits).all() else spare)[plan] = exact
-            if len(best) == _TRIED:
+            if len(best) == max(count, 1):
                 break
-        chosen = best or dict(itertools.islice(spare.items(), _TRIED))
+        chosen = best or dict(itertools.islice(spare.items(), max(count, 1)))
+        if count < 2:
+            return next(iter(chosen))
         answers = link(np.array([max(self.oracle(plan), _NOISE) for plan in chosen]))
         gain = self._gains(volume, held, answers, np.stack(list(chosen.values())))
         return list(chosen)[int(gain.argmax())]
+
+    def _expected(
+        self,
+        running: Collection[Plan],
+        volume: Volume,
+        link: Callable[[Floats], Floats],
+        weighing: Weighing,
+    ) -> Floats:
+        """Return the best accuracy at the volume's points of what is running, by the model."""
+        rows = [row for plan in running if (row := self._places_of(plan)) is not None]
+        places = np.array(rows, dtype=np.intp).reshape(-1, len(self._whole))
+        effects = self.losses.base + self.losses.rows(places) @ weighing.means
+        costs = self._totals(places) if rows else np.empty((0, len(self.costs)))
+        fit = (costs <= self.limits).all(1)
+        accuracies = link(np.maximum(effects, _NOISE))[fit]
+        return volume.best(accuracies.tolist(), _logs(costs[fit, : self.objectives]))
 
     def allocate(self, limits: Sequence[float], generator: np.random.Generator) -> Plan | None:
         """Return the plan of least effect found whose costs are within limits, None if none is.
@@ -262,6 +288,9 @@ class Guide:
 
     def _link(self, observed: Sequence[Observed]) -> Callable[[Floats], Floats]:
         """Return accuracy as a falling function of the effect, after what was measured."""
+        for one in observed:
+            if not math.isnan(one.effect):
+                self.oracle.learn(one.plan, one.effect)
         new = [o.plan for o in (*_front(observed), *reversed(observed))]
         for plan in itertools.islice((p for p in new if p not in self.oracle.known), _ASKED):
             self.oracle(plan)
@@ -301,7 +330,8 @@ class Guide:
         fits = (costs <= self.limits).all(1)
         accuracies, logs = accuracies[fits], _logs(costs[fits, : self.objectives])
         rise = np.maximum(volume.best(accuracies.tolist(), logs) - held, 0).mean()
-        self.outlook = float(rise / max(float((held - volume.floor).mean()), 1e-12))
+        now = float((held - volume.floor).mean())
+        self.outlook = float(rise) / now if now > 1e-9 else math.nan
 
 
 def _logs(costs: Floats | Sequence[Sequence[float]]) -> Floats:

@@ -26,6 +26,8 @@ def mean_of(result: Any, function: str = "evaluate") -> Mean:
     A number has no interval. Per-example scores of 0 and 1 get Wilson's interval (Wilson 1927),
     others the normal one. Raises TrialError for anything that is not finite numbers.
     """
+    if result is None:
+        raise TrialError(f"{function} must return numbers; it returned None: is a return missing?")
     try:
         values = np.asarray(result, dtype=np.float64)
     except (TypeError, ValueError) as error:

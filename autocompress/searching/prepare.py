@@ -59,7 +59,12 @@ def set_guide(study: Study, evaluator: Evaluator, progress: ProgressCallback) ->
 
     def observed() -> list[Observed]:
         return [
-            Observed(score.plan, score.accuracy, tuple(score.figure(field) for field in fields))
+            Observed(
+                score.plan,
+                score.accuracy,
+                tuple(score.figure(field) for field in fields),
+                score.effect,
+            )
             for score in study.scores
             if score.outcome == "ok"
         ]

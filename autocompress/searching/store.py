@@ -128,7 +128,10 @@ class Store:
         self.place, self._confirm, self._patience = place, confirm, patience
         if not place.url:
             _mend(place.path)
-        self._study = place.open() or optuna.create_study(
+        found = place.open()
+        if found is None and not place.url and place.path.exists() and place.path.stat().st_size:
+            raise place.damaged(ValueError("no study is in it"))
+        self._study = found or optuna.create_study(
             study_name=place.name, storage=place.storage, directions=directions
         )
         self._notes = dict(self._study.user_attrs)
@@ -212,6 +215,6 @@ def _mend(path: Path) -> None:
         try:
             json.loads(content[start:whole] or b"null")
         except ValueError:
-            whole = start
+            whole = start or whole  # a file that is one line of something else is not ours
         if whole < len(content):
             file.truncate(whole)

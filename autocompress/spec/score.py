@@ -57,9 +57,10 @@ class Score:
     ``latency_high_ms`` is the upper end of the latency's interval. ``load_ms`` and
     ``peak_memory_bytes`` are of loading the file (NaN where it takes less than the system
     resolves), ``macs`` (multiply-adds for one input), ``activation_bytes`` (the most that its
-    tensors take at once) and ``parameters`` of the compressed network. ``device`` names the
-    hardware that ``energy_mj`` and ``device_latency_ms`` are predicted for, "" for none: with one,
-    it is that latency which is limited and improved, the measured one stands beside it.
+    tensors take at once) and ``parameters`` of the compressed network. ``effect``: how far its
+    simulated outputs on the calibration inputs are from the uncompressed network's. ``device``
+    names the hardware that ``energy_mj`` and ``device_latency_ms`` are predicted for, "" for none:
+    with one, it is that latency which is limited and improved, the measured one stands beside it.
     ``baseline`` names a plan that every study scores, ``cpu`` the instruction sets of the machine.
     ``estimates`` are predicted figures by the names of the measured ones, ``timing`` the raw
     latency samples, ``seconds`` the wall time of each step. A figure that was not measured is NaN;
@@ -87,6 +88,7 @@ class Score:
     energy_mj: float = math.nan
     device_latency_ms: float = math.nan
     parameters: float = math.nan
+    effect: float = math.nan
     test_accuracy: float = math.nan
     test_low: float = math.nan
     test_high: float = math.nan

@@ -99,23 +99,18 @@ class _Pass:
             if node.op == "get_attr" and str(node.target) in {*self.slices, *shared}:
                 self.dirty.add(node.name)
         changes = [place for place, node in enumerate(self.nodes) if self._changes(node)]
-        ends = [
-            place
-            for place, node in enumerate(self.nodes)
-            if node.name in self.layers or node.name in self.tensors
-        ]
-        first, end = 0, max(ends, default=-1) + 1
+        first = 0
         if known is not None:
             changes += [
                 place
                 for place, node in enumerate(self.nodes)
                 if node.op in ("placeholder", "call_function") and node.name not in known
             ]
-            first, end = min(changes, default=len(self.nodes) - 1), len(self.nodes)
+            first = min(changes, default=len(self.nodes) - 1)
             self.values = dict(known)
         feed = iter(self.teacher.inputs)
         outputs: tuple[Any, ...] = ()
-        for place, node in enumerate(self.nodes[:end]):
+        for place, node in enumerate(self.nodes):
             value = next(feed) if node.op == "placeholder" else None
             if node.op == "output":
                 outputs = tuple(fx.map_arg(node.args[0], self._get))

@@ -59,7 +59,7 @@ class Teacher:
         share = limit_bytes // max(1, 4 * sum(_width(layer) for layer in network.layers))
         layers = {layer.node: layer for layer in network.layers}
         ends = {  # where a layer's output is to be right, and the other operand there
-            node: _sum_after(nodes[node], order) if correct_sums else (node, None)
+            node: _sum_after(nodes[node], order, network.shapes) if correct_sums else (node, None)
             for node in layers
         }
         waiting: dict[str, list[tuple[str, Samples, str | None]]] = {}
@@ -90,7 +90,8 @@ class Teacher:
             for name, samples, other in waiting.pop(node.name, ()):
                 found[name] = Target(samples, samples.outputs(value), other)
 
-        network.run(*self.inputs, observe=observe)
+        outputs = network.run(*self.inputs, observe=observe)
+        self.outputs: tuple[Any, ...] = outputs if isinstance(outputs, tuple) else (outputs,)
         self.targets: Mapping[str, Target] = found
 
     @property
@@ -105,7 +106,9 @@ def _width(layer: Layer) -> int:
     return layer.out_shape[-1] if layer.kind == "linear" else layer.out_shape[0]
 
 
-def _sum_after(node: fx.Node, order: Mapping[str, int]) -> tuple[str, str | None]:
+def _sum_after(
+    node: fx.Node, order: Mapping[str, int], known: Mapping[str, Sequence[int]]
+) -> tuple[str, str | None]:
     """Return the sum that a layer's output goes into, and the operand that is there before."""
     if len(node.users) == 1:
         (user,) = node.users
@@ -113,8 +116,8 @@ def _sum_after(node: fx.Node, order: Mapping[str, int]) -> tuple[str, str | None
         if user.target is aten.add.Tensor and len(others) == 1 and not user.kwargs:
             other = others[0]
             if other.op != "get_attr" and order[other.name] < order[node.name]:
-                shapes = [str(x.meta["val"].shape) for x in (node, other) if "val" in x.meta]
-                if len(shapes) == 2 and shapes[0] == shapes[1]:
+                shapes = [known.get(each.name) for each in (node, other)]
+                if shapes[0] is not None and shapes[0] == shapes[1]:
                     return user.name, other.name
     return node.name, None
 

@@ -140,3 +140,26 @@ def test_an_interrupted_adoption_is_repeated(
         ac.open_run(tmp_path / "new", small_task()).resume()
     whole = run_search(tmp_path / "new", small_task(), trials=6, start_from=old.directory)
     assert [s.plan for s in whole.scores] == [s.plan for s in old.scores]
+    other = run_search(tmp_path / "another", small_task(), trials=6)
+    with pytest.raises(InputError, match="has started from"):
+        run_search(tmp_path / "new", small_task(), trials=6, start_from=other.directory)
+
+
+def test_baselines_that_only_the_new_space_has_are_scored_after_all(tmp_path: Path) -> None:
+    narrow, wide = ({"*/w_bits": bits, "*/keep": [0.5, 1.0]} for bits in ([4, 8], [3, 4, 8]))
+    old = run_search(tmp_path / "old", small_task(), space=narrow, trials=9)
+    new = run_search(tmp_path / "new", small_task(), space=wide, trials=9, start_from=old.directory)
+    assert "uniform 3-bit weights" in {score.baseline for score in new.scores}
+    assert completed(new) == 10
+    assert completed(run_search(tmp_path / "new", small_task(), space=wide, trials=9)) == 10
+
+
+def test_a_directory_without_a_study_cannot_be_taken_over(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"A search starts from a run \(--from, start_from\)"):
+        run_search(tmp_path / "new", small_task(), start_from=tmp_path / "none")
+    old = run_search(tmp_path / "old", small_task(), trials=4)
+    (old.directory / "study.log").unlink()
+    with pytest.raises(InputError, match="has no study"):
+        run_search(tmp_path / "new", small_task(), start_from=old.directory)
+    with pytest.raises(InputError, match="start_from must be a run directory's path, not ''"):
+        run_search(tmp_path / "new", small_task(), start_from="")

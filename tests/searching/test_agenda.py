@@ -8,12 +8,13 @@ from optuna.trial import TrialState
 from autocompress.cost.latency import Prediction
 from autocompress.errors import TaskError
 from autocompress.searching import agenda
+from autocompress.searching.agenda import Agenda, due
 from autocompress.searching.driver import drive
 from autocompress.searching.parameters import Parameters
 from autocompress.searching.store import Place
 from autocompress.searching.study import Study, read_study
 from autocompress.spec.budget import Budget
-from autocompress.spec.plan import Plan
+from autocompress.spec.plan import Plan, Recipe
 from autocompress.spec.space import SearchSpace
 from tests.searching.fakes import SPACE, FakeEvaluator, size_of
 from tests.searching.test_study import study_at
@@ -184,6 +185,29 @@ class Odd(FakeEvaluator):
     def estimate(self, plan):
         ms = self.odd(plan)
         return replace(super().estimate(plan), latency=Prediction(ms, 0.95 * ms, 1.05 * ms))
+
+
+class Joint(FakeEvaluator):
+    """All layers at 6 bits are smaller than any step from any uniform plan shows."""
+
+    def size(self, plan):
+        joint = all(plan.get(f"l{i}", "w_bits") == 6 for i in range(4))
+        return 20.0 if joint and plan.get("l0", "keep") == 0.75 else size_of(plan)
+
+    def estimate(self, plan):
+        return replace(super().estimate(plan), size_bytes=self.size(plan))
+
+    def cheapest(self, space, field):
+        assert field == "size_bytes"
+        return Plan({"l0/keep": 0.75} | {f"l{i}/w_bits": 6 for i in range(4)})
+
+
+def test_what_cost_tables_say_is_cheapest_counts_for_the_floor(tmp_path):
+    budget = Budget(max_size_bytes=25)
+    study = study_at(tmp_path / "study.log", budget=budget)
+    note = drive(study, Joint(budget=budget), 40, lambda _: None)
+    assert study.note("floor") == {"max_size_bytes": pytest.approx(20 * 0.99)}
+    assert "no plan is predicted" not in note
 
 
 def test_the_floor_is_the_least_of_the_space(tmp_path):
@@ -371,3 +395,65 @@ def test_seeds_are_evaluated_after_the_first_baselines(tmp_path):
     again = FakeEvaluator()
     drive(study_at(tmp_path / "study.log"), again, 14, lambda _: None)
     assert not set(seeds) & set(again.calls)
+
+
+def test_baselines_that_failed_are_due_even_where_the_trials_are_done(tmp_path):
+    path, count = tmp_path / "study.log", len(BASELINES)
+    drive(study_at(path), FakeEvaluator(fail=lambda call: call in (3, 5)), 12, lambda _: None)
+    study, evaluator = study_at(path), FakeEvaluator()
+    recipe = Recipe()
+    assert [label for label, _ in due(study, recipe, "fake")] == [BASELINES[i][0] for i in (3, 5)]
+    drive(study, evaluator, 12, lambda _: None)
+    assert evaluator.calls == [BASELINES[3][1], BASELINES[5][1]]
+    assert due(study, recipe, "fake") == []
+    assert study.completed == 14 < count + 12
+
+
+class Parallel:
+    """An executor that holds so many jobs at once, and hands the last one back first."""
+
+    def __init__(self, most):
+        self.most, self.held, self.seen = most, [], []
+
+    def run(self, agenda, evaluator):
+        while not agenda.finished:
+            while len(self.held) < self.most and (job := agenda.next()) is not None:
+                self.held.append(job)
+            self.seen.append([job.plan for job in self.held])
+            if self.held:
+                job = self.held.pop()
+                agenda.done(job, evaluator(*job.arguments))
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "nsga2", "gp"])
+def test_jobs_that_are_out_are_not_given_out_again(tmp_path, sampler):
+    executor, evaluator = Parallel(8), FakeEvaluator()
+    study = study_at(tmp_path / "study.log", sampler)
+    assert drive(study, evaluator, 40, lambda _: None, executor=executor) == ""
+    assert len(evaluator.calls) == len(set(evaluator.calls)) == study.completed == 40
+    assert max(map(len, executor.seen)) == 8
+    for plans in executor.seen:
+        assert len(plans) == len(set(plans))
+    assert study.running == []
+
+
+def test_a_space_is_gone_through_with_jobs_out(tmp_path):
+    space = SearchSpace({f"l{i}/w_bits": (2, 4, 8) for i in range(2)})
+    evaluator = FakeEvaluator()
+    study = study_at(tmp_path / "study.log", space=space)
+    note = drive(study, evaluator, 500, lambda _: None, executor=Parallel(4))
+    assert "every plan it finds has been scored" in note
+    assert len(set(evaluator.calls)) == len(evaluator.calls) == space.size + 1
+
+
+def test_a_job_whose_worker_was_lost_is_given_out_once_more(tmp_path):
+    study = study_at(tmp_path / "study.log")
+    agenda = Agenda(study, FakeEvaluator(), 3, lambda _: None)
+    first = agenda.next()
+    agenda.lost(first, "the worker was lost")
+    assert study.scores == study.running == []
+    assert agenda.next() is first
+    agenda.lost(first, "the worker was lost")
+    assert study.scores[0].message == "the worker was lost, twice"
+    assert study.scores[0].baseline == "uncompressed"
+    assert agenda.next() is not first

@@ -33,3 +33,8 @@ def test_other_scores_get_the_normal_interval():
 def test_what_is_no_score_is_refused(result):
     with pytest.raises(TrialError, match="evaluate"):
         mean_of(result)
+
+
+def test_a_missing_return_is_guessed():
+    with pytest.raises(TrialError, match="returned None: is a return missing"):
+        mean_of(None)

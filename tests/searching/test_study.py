@@ -138,6 +138,14 @@ def test_a_file_that_is_no_study_is_refused(tmp_path, content):
         read_study(Place(path))[0]
 
 
+def test_a_file_of_one_line_that_is_no_study_is_not_cut(tmp_path):
+    path = tmp_path / "study.log"
+    path.write_text("garbage\n")
+    with pytest.raises(RunError, match="that autocompress wrote"):
+        study_at(path)
+    assert path.read_text() == "garbage\n"
+
+
 def test_a_study_of_another_program_is_refused(tmp_path):
     path = tmp_path / "study.log"
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))

@@ -1,6 +1,7 @@
 """Effects: the same as compressing and running, only sooner."""
 
 import math
+import pickle
 from functools import cache
 from typing import Any
 
@@ -13,7 +14,8 @@ from autocompress.models.trace import trace
 from autocompress.spec.abilities import Abilities
 from autocompress.spec.plan import Plan
 from autocompress.transforms.compress import Compressor
-from autocompress.transforms.effect import Effects, divergence
+from autocompress.transforms.divergence import divergence
+from autocompress.transforms.effect import Effects
 from autocompress.transforms.options import Options
 from autocompress.transforms.rebuild import _Pass
 from tests.targets import support
@@ -245,12 +247,21 @@ def test_a_plan_that_makes_outputs_infinite_is_infinitely_far() -> None:
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_outputs_are_a_tuple_whatever_is_known(name: str) -> None:
+def test_what_is_compressed_tells_its_effect(name: str) -> None:
     found = compressor(name)
-    inputs = found.teacher.inputs
-    for plan in [Plan(), *plans(found.network, 2)]:
-        wanted = as_tuple(found.compress(plan)(*inputs))
-        got = found.outputs(plan, {})
-        assert isinstance(got, tuple)
-        for value, aim in zip(got, wanted, strict=True):
-            torch.testing.assert_close(value, aim, rtol=2e-2, atol=2e-2)
+    effects = Effects(found)
+    for plan in [Plan(), *plans(found.network, 4)]:
+        assert found.compress(plan).effect == pytest.approx(effects(plan), rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_another_process_compresses_alike(name: str) -> None:
+    found = compressor(name)
+    network = pickle.loads(pickle.dumps(found.network))
+    other = Compressor(network, [found.teacher.inputs], found.abilities, found.options)
+    for plan in plans(found.network, 3):
+        one, two = found.compress(plan), other.compress(plan)
+        assert one.effect == pytest.approx(two.effect, rel=1e-4, abs=1e-7)
+        assert {t.other for t in found.teacher.targets.values()} == {
+            t.other for t in other.teacher.targets.values()
+        }

@@ -38,6 +38,7 @@ class GuidedSampler(BaseSampler):
         self._parameters: Parameters | None = None
         self._observed: Callable[[], Sequence[Observed]] = tuple
         self._tried: Callable[[], Collection[Plan]] = tuple
+        self._running: Callable[[], Collection[Plan]] = tuple
 
     def attach(
         self,
@@ -45,14 +46,15 @@ class GuidedSampler(BaseSampler):
         parameters: Parameters,
         observed: Callable[[], Sequence[Observed]],
         tried: Callable[[], Collection[Plan]],
+        running: Callable[[], Collection[Plan]] = tuple,
     ) -> None:
         """Follow the guide that ``make`` returns, in place of which it may say why there is none.
 
         ``observed`` returns what has been measured so far, by whomever; ``tried`` all plans that
-        have been, those that failed too.
+        have been, those that failed too; ``running`` those that are being evaluated.
         """
         self._make, self._parameters = make, parameters
-        self._observed, self._tried = observed, tried
+        self._observed, self._tried, self._running = observed, tried, running
 
     @property
     def outlook(self) -> float:
@@ -89,7 +91,7 @@ class GuidedSampler(BaseSampler):
         """Return the parameters of the guide's plan."""
         if self.guide is None or self._parameters is None:
             return self._fallback.sample_relative(study, trial, search_space)
-        plan = self.guide.propose(self._observed(), self._generator, self._tried())
+        plan = self.guide.propose(self._observed(), self._generator, self._tried(), self._running())
         return dict(self._parameters.of(plan) or {})
 
     def sample_independent(
