@@ -47,14 +47,14 @@ def slots_folder(key: str) -> Path:
 
 
 @contextlib.contextmanager
-def slots(key: str, rung: int, available: int) -> Iterator[int]:
-    """Wait for the slots of a rung and hold them; yield how many they are, threads to run on.
+def slots(key: str, count: int, available: int) -> Iterator[int]:
+    """Wait for so many slots and hold them; yield how many they are, threads to run on.
 
-    ``key``: of the run that shares them; ``available``: slots of this machine.
+    ``key``: of the run that shares them; ``available``: slots of this machine, the most there are.
     """
     folder = slots_folder(key)
     folder.mkdir(exist_ok=True)
-    count = min(share_of(rung).cpus, available)
+    count = min(count, available)
     with contextlib.ExitStack() as held:
         with FileLock(folder / "gate"):
             taken = set[int]()

@@ -71,7 +71,9 @@ class Trainable(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """Evaluate the job once the machine has room for it."""
         job: Job = pickle.loads(self._job)  # noqa: S301 - the driver's own
-        with slots(self._key, job.recipe.rung, self._slots) as threads, _in_time(self._seconds):
+        # latency on several threads is measured while nothing else runs on them
+        count = max(share_of(job.recipe.rung).cpus, self._worker.evaluator.target.threads)
+        with slots(self._key, count, self._slots) as threads, _in_time(self._seconds):
             answer = self._worker(job, threads)
         return {"answer": pickle.dumps(answer), "done": True}
 

@@ -28,25 +28,25 @@ def key(tmp_path):
 def test_a_rung_takes_what_the_machine_has_at_most(key):
     assert [share_of(rung).cpus for rung in (0, 1, 2, 9)] == [1, 2, 4, 4]
     assert share_of(0).gpu == 0.0 < share_of(1).gpu <= 1.0
-    with slots(key, 2, 3) as count:
+    with slots(key, 4, 3) as count:
         assert count == 3
 
 
 def test_slots_are_shared_and_waited_for(key):
     order = []
 
-    def work(name, rung):
-        with slots(key, rung, 2) as count:
+    def work(name, wanted):
+        with slots(key, wanted, 2) as count:
             order.append(("begin", name, count))
             time.sleep(0.3)
             order.append(("end", name, count))
 
-    threads = [threading.Thread(target=work, args=pair) for pair in (("a", 0), ("b", 0))]
+    threads = [threading.Thread(target=work, args=pair) for pair in (("a", 1), ("b", 1))]
     for thread in threads:
         thread.start()
     time.sleep(0.1)
     assert {(what, name) for what, name, _ in order} == {("begin", "a"), ("begin", "b")}
-    late = [threading.Thread(target=work, args=pair) for pair in (("c", 1), ("d", 0))]
+    late = [threading.Thread(target=work, args=pair) for pair in (("c", 2), ("d", 1))]
     for thread in late:
         thread.start()
         time.sleep(0.05)
@@ -61,13 +61,13 @@ def test_slots_are_shared_and_waited_for(key):
 
 def test_the_dead_hold_none(key):
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, key, "1"], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLDER, key, "2"], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout.readline() == "2\n"
     os.kill(process.pid, 9)
     process.wait()
     process.stdout.close()
     start = time.monotonic()
-    with slots(key, 1, 2) as count:
+    with slots(key, 2, 2) as count:
         assert count == 2
     assert time.monotonic() - start < 30

@@ -1,0 +1,117 @@
+"""How busy the guided sampler keeps 32 workers whose trials take 10 seconds.
+
+    python experiments/benchmarks/many_workers.py [--workers 32] [--trials 400] [--seconds 10]
+
+Real processes of Ray, on however few cores: their trials sleep. The guide's are the knobs and cost
+tables of ResNet-20 on Fashion-MNIST's input; effects are made up, as in sampler_thinking.py. Busy
+is the time that trials took over workers times the time from when all had begun to when the last
+trial was given out. Counted too: proposals that were out or had been scored already.
+"""
+
+import argparse
+import math
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from sleeping import Sleeper
+
+from autocompress.cost.estimate import Estimator
+from autocompress.models.trace import trace
+from autocompress.names import find_space, resolve_space
+from autocompress.searching.allocation import total
+from autocompress.searching.cost_tables import cost_tables
+from autocompress.searching.driver import drive
+from autocompress.searching.executors.tuned import Tuned
+from autocompress.searching.guide import Guide, Observed
+from autocompress.searching.oracle import Oracle
+from autocompress.searching.parameters import Parameters
+from autocompress.searching.profile import companions_of, groups_of, profile
+from autocompress.searching.samplers import make_sampler
+from autocompress.searching.store import Place
+from autocompress.searching.study import Study
+from autocompress.spec.budget import Budget
+from autocompress.spec.execution import Execution
+from autocompress.targets import make_target
+from autocompress.tasks.images import make_network
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workers", type=int, default=32)
+    parser.add_argument("--trials", type=int, default=400)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    options = parser.parse_args()
+    target = make_target("onnxruntime")
+    network = trace(make_network("resnet20").eval(), (torch.randn(1, 1, 28, 28),))
+    space = resolve_space(find_space("ptq"), network, target)
+    estimator = Estimator(network, target.abilities, target.prepare(network))
+    tables = cost_tables(space, estimator, ["size_bytes"])["size_bytes"]
+    generator = np.random.default_rng(0)
+    worth = {
+        name: dict(zip(values, np.sort(generator.exponential(1, len(values)))[::-1], strict=True))
+        for name, values in space.knobs.items()
+    }
+
+    def effect(plan) -> float:
+        return 1e-3 * sum(worth[n].get(v, 0.0) for n, v in space.choices(plan).items())
+
+    def size(plan) -> float:
+        return total(tables, {n: space.knobs[n].index(v) for n, v in space.choices(plan).items()})
+
+    oracle = Oracle(effect)
+    guide = Guide(
+        space, oracle, profile(space, oracle, companions_of(network, space)),
+        groups_of(network, space), [tables], lambda plan: (size(plan),),
+        objectives=1, limits=[math.inf],
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        study = Study(
+            Place(Path(folder) / "study.log"), Parameters(space),
+            sampler=lambda finished: make_sampler("guided", finished),
+            objectives=("accuracy", "size"), budget=Budget(),
+        )  # fmt: skip
+        study.sampler.attach(
+            lambda: guide, study.parameters,
+            lambda: [
+                Observed(s.plan, s.accuracy, (s.size_bytes,))
+                for s in study.scores
+                if s.outcome == "ok" and space.contains(s.plan)
+            ],
+            lambda: [score.plan for score in study.scores],
+            lambda: study.running,
+        )  # fmt: skip
+        thinking, asked, ask = [], [], study.ask
+
+        def timed(plan=None):
+            start = time.perf_counter()
+            found = ask(plan)
+            thinking.append(time.perf_counter() - start)
+            asked.append(found[1])
+            return found
+
+        study.ask = timed
+        executor = Tuned(Execution(workers=options.workers))
+        drive(study, Sleeper(Path(folder), options.seconds), options.trials, lambda _: None,
+              executor=executor)  # fmt: skip
+        spans = [(s.seconds["start"], s.seconds["end"], s.seconds["pid"]) for s in study.scores]
+    firsts = {}
+    for start, _, pid in sorted(spans):
+        firsts.setdefault(pid, start)
+    begun, last = max(firsts.values()), max(start for start, *_ in spans)
+    busy = sum(max(min(end, last) - max(start, begun), 0.0) for start, end, _ in spans)
+    share = busy / (options.workers * (last - begun))
+    print(
+        f"{options.workers} workers, {len(firsts)} processes, {len(spans)} trials: "
+        f"{share:.1%} busy over {last - begun:.0f} s; all had begun after "
+        f"{begun - min(start for start, *_ in spans):.0f} s; thinking "
+        f"{1e3 * float(np.median(thinking)):.0f} ms (median), {1e3 * max(thinking):.0f} ms at "
+        f"most; "
+        f"{len(asked) - len(set(asked))} proposals twice"
+    )
+
+
+if __name__ == "__main__":
+    main()
