@@ -58,8 +58,8 @@ def main() -> None:
         away = np.abs(ratios - 1)
         print(
             f"{name}: {len(ratios)} plans, median ratio {np.median(ratios):.4f}, away from 1 by "
-            f"{np.median(away):.2%} (median), {np.quantile(away, 0.9):.2%} (90 %), {away.max():.2%} "
-            "at most"
+            f"{np.median(away):.2%} (median), {np.quantile(away, 0.9):.2%} (90 %), "
+            f"{away.max():.2%} at most"
         )
 
 

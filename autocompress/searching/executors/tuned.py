@@ -1,7 +1,8 @@
 """Many workers: a ray.tune run whose searcher is the agenda and whose trainable is a worker.
 
-The study stays the only truth: of Tune's own records nothing is kept. Every trial asks for the same
-resources, so that Tune uses its processes again for all of them (``reuse_actors``); what a trial
+The study stays the only truth: of Tune's own records nothing is kept. Trials are given to places,
+as many as there are workers, and each place asks for resources a little different from all others',
+so that Tune uses a place's process again for it (``reuse_actors``) and for no other; what a trial
 really takes, by its recipe's rung, it takes from the slots of its machine, and waits for them.
 """
 
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -23,6 +25,8 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 from ray import tune
+from ray.tune.execution import tune_controller
+from ray.tune.utils.object_cache import _ObjectCache
 
 from autocompress.errors import InputError
 from autocompress.searching.agenda import Agenda, Job
@@ -36,12 +40,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Tuned"]
 
+# The least share of a resource that Ray tells apart.
+_LEAST = 1e-4
 #: What Tune is told by the environment: no records of its own, and Ctrl-C is ours.
 _SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000000",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_RESULT_BUFFER_LENGTH": "1",
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "0",
@@ -95,10 +102,11 @@ def _in_time(seconds: float | None) -> Iterator[None]:
 class _Searcher(tune.search.Searcher):
     """Gives Tune the agenda's jobs, and takes note of workers that were lost."""
 
-    def __init__(self, agenda: Agenda, seconds: float | None, most: int) -> None:
+    def __init__(self, agenda: Agenda, seconds: float | None, workers: int) -> None:
         super().__init__()
-        self._agenda, self._seconds, self._most = agenda, seconds, most
-        self.jobs: dict[str, Job] = {}
+        self._agenda, self._seconds = agenda, seconds
+        self._free = list(range(workers))
+        self._jobs: dict[str, tuple[Job, int]] = {}
         self.started: dict[str, float] = {}
         self.error: BaseException | None = None
 
@@ -112,13 +120,21 @@ class _Searcher(tune.search.Searcher):
             return None
 
     def suggest(self, trial_id: str) -> Any:
-        """Return a job as a configuration, None to wait, "FINISHED" at the end."""
-        if not self._agenda.finished and len(self.jobs) < self._most:
+        """Return a job and its place as a configuration, None to wait, "FINISHED" at the end."""
+        if not self._agenda.finished and self._free:
             job = self.guard(self._agenda.next)
             if job is not None:
-                self.jobs[trial_id] = job
-                return {"job": pickle.dumps(job.sent)}
+                place = self._free.pop(0)
+                self._jobs[trial_id] = job, place
+                return {"job": pickle.dumps(job.sent), "place": place}
         return self.FINISHED if self._agenda.finished else None
+
+    def take(self, trial_id: str) -> Job | None:
+        """Return the job of a trial, whose place is free again, None if it was taken before."""
+        job, place = self._jobs.pop(trial_id, (None, -1))
+        if job is not None:
+            self._free.append(place)
+        return job
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Nothing: the callback has the answer."""
@@ -127,7 +143,7 @@ class _Searcher(tune.search.Searcher):
         self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
     ) -> None:
         """Take note of a worker that was lost: of others the callback has the answer."""
-        job = self.jobs.pop(trial_id, None)
+        job = self.take(trial_id)
         if job is None:
             return
         seconds = self._seconds
@@ -159,8 +175,9 @@ class _Answers(tune.Callback):
         self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Record the score of a job."""
-        job, content = self._searcher.jobs.pop(trial.trial_id, None), result.pop("answer", None)
-        if job is None or content is None:
+        content = result.pop("answer", None)
+        job = None if content is None else self._searcher.take(trial.trial_id)
+        if job is None:
             return
         answer: Answer = pickle.loads(content)  # noqa: S301 - our own worker's
         self._searcher.guard(lambda: self._agenda.done(job, receive(self._evaluator, job, answer)))
@@ -180,22 +197,21 @@ class Tuned:
         if agenda.finished:
             return
         parcel = pack(evaluator, self.execution.trial_memory_bytes)
-        seconds, address = self.execution.trial_seconds, self.execution.ray_address
+        seconds = self.execution.trial_seconds
         with (
             deferred(agenda.interrupted),
             self._cluster() as workers,
-            _environment(),
+            _settings(),
             threads_limited(1),
         ):
-            most = workers + (not address)  # one waits for the next to be free
-            searcher = _Searcher(agenda, seconds, most)
+            searcher = _Searcher(agenda, seconds, workers)
             with tempfile.TemporaryDirectory(prefix="autocompress-") as folder:
                 key = Path(folder).name
+                made = tune.with_parameters(Trainable, parcel=parcel, seconds=seconds, key=key)
                 tune.run(
-                    tune.with_parameters(Trainable, parcel=parcel, seconds=seconds, key=key),
+                    tune.with_resources(made, _resources(agenda, workers)),
                     search_alg=searcher,
                     num_samples=-1,
-                    resources_per_trial=_resources(agenda, workers),
                     reuse_actors=True,
                     storage_path=folder,
                     name="run",
@@ -239,23 +255,36 @@ def _cluster_resources() -> dict[str, float]:
     return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
 
 
-def _resources(agenda: Agenda, workers: int) -> dict[str, float]:
-    """Return what every worker asks of the cluster: a CPU, and what GPU its rungs may need."""
+def _resources(agenda: Agenda, workers: int) -> Callable[[Any], tune.PlacementGroupFactory]:
+    """Return what the place of a configuration asks for: a CPU, and what GPU its rungs may need.
+
+    A CPU less a ten thousandth, the least that Ray counts, for each place before it.
+    """
     gpus = _cluster_resources().get("GPU", 0.0)
     gpu = min(max(share_of(rung).gpu for rung in agenda.rungs), gpus / workers)
-    return {"cpu": 1, "gpu": gpu} if gpu else {"cpu": 1}
+    more = {"GPU": gpu} if gpu else {}
+    return lambda config: tune.PlacementGroupFactory(
+        [{"CPU": 1 - _LEAST * (config.get("place", 0) % 5000), **more}]
+    )
+
+
+class _Kept(_ObjectCache):
+    """Tune's idle processes, kept until the end: it would end all but one between two trials."""
+
+    def cache_object(self, key: Any, obj: Any) -> bool:
+        self._cached_objects[key].append(obj)
+        self._num_cached_objects += 1
+        return True
+
+    def flush_cached_objects(self, force_all: bool = False) -> Any:
+        return super().flush_cached_objects(force_all=True) if force_all else iter(())
 
 
 @contextlib.contextmanager
-def _environment() -> Iterator[None]:
-    """Set what Tune reads from the environment, and put it back."""
-    before = {name: os.environ.get(name) for name in _SETTINGS}
-    os.environ.update(_SETTINGS)
-    try:
+def _settings() -> Iterator[None]:
+    """Set what Tune reads from the environment and how it keeps processes, for a while."""
+    with (
+        mock.patch.dict(os.environ, _SETTINGS),
+        mock.patch.object(tune_controller, "_ObjectCache", _Kept),
+    ):
         yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
