@@ -11,6 +11,7 @@ import faulthandler
 import logging
 import os
 import pickle
+import secrets
 import shutil
 import tempfile
 import time
@@ -29,8 +30,10 @@ from ray.tune.execution import tune_controller
 from ray.tune.utils.object_cache import _ObjectCache
 
 from autocompress.errors import InputError
+from autocompress.models.trace import silence
 from autocompress.searching.agenda import Agenda, Job
 from autocompress.searching.executors.interrupts import deferred
+from autocompress.searching.executors.reaper import TOKEN, reaped
 from autocompress.searching.executors.slots import share_of, slots, slots_folder
 from autocompress.searching.executors.worker import Answer, Worker, pack, receive, threads_limited
 from autocompress.spec.execution import Execution
@@ -227,28 +230,30 @@ class Tuned:
     @contextlib.contextmanager
     def _cluster(self) -> Iterator[int]:
         """Yield how many workers the cluster, started or joined, is to have."""
-        ours = not ray.is_initialized()
-        if ours:
-            address, workers = self.execution.ray_address, self.execution.workers
-            own = {"num_cpus": workers, "include_dashboard": False}
-            options: dict[str, Any] = {"address": address} if address else own
-            try:
-                ray.init(
-                    log_to_driver=False,
-                    configure_logging=False,
-                    logging_level=logging.ERROR,
-                    **options,
-                )
-            except (ConnectionError, ValueError, RuntimeError) as error:
-                raise InputError(
-                    f"A Ray cluster must answer at its address: {address} does not ({error}). "
-                    "Start one with 'ray start --head', or leave --ray-address out."
-                ) from error
-        try:
-            yield self.execution.workers or max(int(_cluster_resources().get("CPU", 1)), 1)
-        finally:
-            if ours:
-                ray.shutdown()
+        address, workers = self.execution.ray_address, self.execution.workers
+        with contextlib.ExitStack() as ours:
+            if not ray.is_initialized():
+                options: dict[str, Any] = {"address": address}
+                if not address:
+                    options = {"num_cpus": workers, "include_dashboard": False}
+                    token = secrets.token_hex(8)
+                    ours.enter_context(reaped(token))
+                    ours.enter_context(mock.patch.dict(os.environ, {TOKEN: token}))
+                ours.callback(ray.shutdown)
+                try:
+                    with silence():
+                        ray.init(
+                            log_to_driver=False,
+                            configure_logging=False,
+                            logging_level=logging.ERROR,
+                            **options,
+                        )
+                except (ConnectionError, ValueError, RuntimeError) as error:
+                    raise InputError(
+                        f"A Ray cluster must answer at its address: {address} does not ({error}). "
+                        "Start one with 'ray start --head', or leave --ray-address out."
+                    ) from error
+            yield workers or max(int(_cluster_resources().get("CPU", 1)), 1)
 
 
 def _cluster_resources() -> dict[str, float]:

@@ -1,0 +1,66 @@
+"""A process that outlives the driver to end what is left of its cluster.
+
+Ray's own processes end when their driver is killed, but for some that look for it up to a minute
+longer. This file is run by itself and imports nothing of the package: it waits for the end of the
+driver, which closes a pipe, and ends all processes whose environment holds the cluster's token.
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["TOKEN", "reaped"]
+
+#: The environment variable by which processes of a cluster are known.
+TOKEN = "AUTOCOMPRESS_CLUSTER"  # noqa: S105 - no secret
+_TRIES = 50
+
+
+@contextlib.contextmanager
+def reaped(token: str) -> Iterator[None]:
+    """Have all processes with a token ended after the block, however it ends (Linux)."""
+    ours, theirs = os.pipe()
+    process = subprocess.Popen(  # noqa: S603 - this very file
+        [sys.executable, "-I", "-S", __file__, str(ours), token],
+        pass_fds=[ours],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C is not for it
+    )
+    os.close(ours)
+    try:
+        yield
+    finally:
+        os.close(theirs)
+        process.wait()
+
+
+def _marked(token: str) -> list[int]:
+    """Return the processes that have the token in their environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"{TOKEN}={token}".encode() in (path / "environ").read_bytes():
+                found.append(int(path.name))
+    return found
+
+
+def _main(handle: int, token: str) -> None:
+    os.read(handle, 1)
+    for _ in range(_TRIES):
+        left = _marked(token)
+        if not left:
+            return
+        for pid in left:
+            with contextlib.suppress(OSError):
+                os.kill(pid, 9)
+        time.sleep(0.1)
+
+
+if __name__ == "__main__":
+    _main(int(sys.argv[1]), sys.argv[2])

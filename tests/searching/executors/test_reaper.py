@@ -1,0 +1,57 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from autocompress.searching.executors.reaper import TOKEN, _marked, reaped
+
+DRIVER = f"""
+import os, subprocess, sys, time
+from autocompress.searching.executors.reaper import reaped
+with reaped(sys.argv[1]):
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True,
+                     env=os.environ | {{"{TOKEN}": sys.argv[1]}})
+    print("up", flush=True)
+    time.sleep(600)
+"""
+
+linux = pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs the process table of Linux")
+
+
+def gone(token):
+    for _ in range(100):
+        if not _marked(token):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@linux
+def test_what_a_killed_driver_started_is_ended(tmp_path):
+    token = tmp_path.name
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, token], stdout=subprocess.PIPE, text=True
+    )
+    assert driver.stdout.readline() == "up\n"
+    assert len(_marked(token)) == 1
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    driver.stdout.close()
+    assert gone(token)
+
+
+@linux
+def test_what_is_left_after_a_block_is_ended_and_nothing_else(tmp_path):
+    token, other = tmp_path.name, tmp_path.name + "-other"
+    sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+    with reaped(token):
+        mine = subprocess.Popen(sleep, env=os.environ | {TOKEN: token})
+        theirs = subprocess.Popen(sleep, env=os.environ | {"SOMETHING": other})
+    assert mine.wait(10) == -signal.SIGKILL
+    assert theirs.poll() is None
+    theirs.kill()
+    theirs.wait()
