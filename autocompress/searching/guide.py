@@ -346,5 +346,7 @@ def _neighbours(known: Profile, tables: Sequence[Sequence[Table]]) -> list[tuple
 
 def _front(observed: Sequence[Observed]) -> list[Observed]:
     """Return the non-dominated observations."""
-    figures = np.array([(-o.accuracy, *o.costs) for o in observed]).reshape(len(observed), -1)
+    if not observed:
+        return []
+    figures = np.array([(-o.accuracy, *o.costs) for o in observed])
     return [observed[place] for place in undominated(figures)]

@@ -1,6 +1,6 @@
 """Sixty SIGKILLs at random moments, and what is left of the studies.
 
-    python experiments/benchmarks/random_kills.py [--kills 6] [--trials 60] [--seed 0]
+    python experiments/benchmarks/random_kills.py [--kills 6] [--trials 60] [--seed 0] [--only NAME]
 
 Ten searches, six kills each: of the driver, of workers, of both at once or of the database's
 server, in searches in one process, in a process with limits, on Ray, and with the study in
@@ -183,7 +183,11 @@ def audit(search: Search, trials: int) -> list[str]:
     if (search.run / "work").exists() or left(search.token):
         wrong.append("something is left behind at the end")
     failed = [score.message for score in raw if score.outcome == "failed"]
-    return wrong + [f"failed: {message}" for message in failed]
+    if any("the worker was lost" not in message for message in failed):
+        wrong += [f"failed: {message}" for message in failed]
+    if failed and not wrong:
+        print(f"  ({len(failed)} plans lost two workers, and are recorded as failed)")
+    return wrong
 
 
 def main() -> None:
@@ -191,6 +195,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=6)
     parser.add_argument("--trials", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="cases whose name holds this")
     options = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parents[2]))
     from tests.searching.postgres import Server, binaries
@@ -201,6 +206,8 @@ def main() -> None:
         if server is not None:
             server.start()
         for number, (name, run, database, targets) in enumerate(CASES):
+            if options.only not in name:
+                continue
             if database and server is None:
                 print(f"{name}: left out, there is no PostgreSQL server")
                 continue

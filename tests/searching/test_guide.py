@@ -160,3 +160,52 @@ def test_an_allocation_is_the_best_plan_within_limits() -> None:
 def test_nothing_is_allocated_where_nothing_fits() -> None:
     least = min(o.costs[0] for o in every())
     assert make_guide().allocate([0.9 * least], np.random.default_rng(0)) is None
+
+
+def test_what_is_running_is_not_proposed_and_counts_as_expected() -> None:
+    guide, generator = make_guide(), np.random.default_rng(0)
+    found = [observe(plan) for _, plan in SPACE.baselines()[1:5]]
+    running: list[Plan] = []
+    for _ in range(12):
+        running.append(guide.propose(found, generator, (), running))
+    assert len(set(running)) == 12
+    assert not set(running) & {one.plan for one in found}
+    sizes = sorted(size_of(plan) for plan in running)
+    assert sizes[-1] > 1.5 * sizes[0]  # spread, though nothing new was learnt meanwhile
+
+
+def test_the_oracle_is_asked_less_the_more_is_running() -> None:
+    counts = []
+    for many in (0, 1, 3, 31):
+        guide, generator = make_guide(), np.random.default_rng(1)
+        found = searched(4)
+        for one in found:
+            guide.oracle(one.plan)
+        running = [one.plan for one in every()[:: len(every()) // (many or 1)]][:many]
+        known = len(guide.oracle.known)
+        guide.propose(found, generator, (), running)
+        counts.append(len(guide.oracle.known) - known)
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] > 1
+    assert counts[2:] == [0, 0]
+
+
+def test_effects_that_evaluations_tell_are_not_asked_for() -> None:
+    asked: list[Plan] = []
+
+    def effect(plan: Plan) -> float:
+        asked.append(plan)
+        return loss_of(plan)
+
+    guide = make_guide(oracle=Oracle(effect))
+    found = [
+        Observed(one.plan, one.accuracy, one.costs, loss_of(one.plan))
+        for one in map(observe, (plan for _, plan in SPACE.baselines()[1:5]))
+    ]
+    guide.propose(found, np.random.default_rng(0))
+    assert not set(asked) & {one.plan for one in found}
+    assert all(guide.oracle.known[one.plan] == one.effect for one in found)
+
+
+def test_it_proposes_before_anything_was_observed() -> None:
+    assert SPACE.contains(make_guide().propose([], np.random.default_rng(0)))
