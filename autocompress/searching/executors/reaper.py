@@ -17,7 +17,8 @@ __all__ = ["TOKEN", "reaped"]
 
 #: The environment variable by which processes of a cluster are known.
 TOKEN = "AUTOCOMPRESS_CLUSTER"  # noqa: S105 - no secret
-_TRIES = 50
+# Seconds of looking for processes, after a driver that was killed also for those that just begin.
+_SECONDS = 5.0
 
 
 @contextlib.contextmanager
@@ -36,6 +37,7 @@ def reaped(token: str) -> Iterator[None]:
     try:
         yield
     finally:
+        os.write(theirs, b"x")
         os.close(theirs)
         process.wait()
 
@@ -51,10 +53,10 @@ def _marked(token: str) -> list[int]:
 
 
 def _main(handle: int, token: str) -> None:
-    os.read(handle, 1)
-    for _ in range(_TRIES):
+    regular, end = os.read(handle, 1), time.monotonic() + _SECONDS
+    while time.monotonic() < end:
         left = _marked(token)
-        if not left:
+        if regular and not left:
             return
         for pid in left:
             with contextlib.suppress(OSError):
