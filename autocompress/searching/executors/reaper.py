@@ -2,7 +2,8 @@
 
 Ray's own processes end when their driver is killed, but for some that look for it up to a minute
 longer. This file is run by itself and imports nothing of the package: it waits for the end of the
-driver, which closes a pipe, and ends all processes whose environment holds the cluster's token.
+driver, which closes a pipe, and ends all processes whose environment holds the cluster's token, and
+orphans of Ray in the driver's process group: Ray's agents write their title over their environment.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ def reaped(token: str) -> Iterator[None]:
     """Have all processes with a token ended after the block, however it ends (Linux)."""
     ours, theirs = os.pipe()
     process = subprocess.Popen(  # noqa: S603 - this very file
-        [sys.executable, "-I", "-S", __file__, str(ours), token],
+        [sys.executable, "-I", "-S", __file__, str(ours), token, str(os.getpgrp())],
         pass_fds=[ours],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -42,20 +43,24 @@ def reaped(token: str) -> Iterator[None]:
         process.wait()
 
 
-def _marked(token: str) -> list[int]:
-    """Return the processes that have the token in their environment."""
+def _marked(token: str, group: str = "") -> list[int]:
+    """Return the processes that have the token in their environment, and orphans of Ray."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if f"{TOKEN}={token}".encode() in (path / "environ").read_bytes():
+            parent, own = (path / "stat").read_text().rpartition(")")[2].split()[1:3]
+            orphan = parent == "1" and own == group
+            if f"{TOKEN}={token}".encode() in (path / "environ").read_bytes() or (
+                orphan and (path / "cmdline").read_bytes().startswith(b"ray::")
+            ):
                 found.append(int(path.name))
     return found
 
 
-def _main(handle: int, token: str) -> None:
+def _main(handle: int, token: str, group: str) -> None:
     regular, end = os.read(handle, 1), time.monotonic() + _SECONDS
     while time.monotonic() < end:
-        left = _marked(token)
+        left = _marked(token, group)
         if regular and not left:
             return
         for pid in left:
@@ -65,4 +70,4 @@ def _main(handle: int, token: str) -> None:
 
 
 if __name__ == "__main__":
-    _main(int(sys.argv[1]), sys.argv[2])
+    _main(int(sys.argv[1]), *sys.argv[2:])

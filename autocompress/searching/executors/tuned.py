@@ -13,6 +13,7 @@ import os
 import pickle
 import secrets
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -234,6 +235,7 @@ class Tuned:
         with contextlib.ExitStack() as ours:
             if not ray.is_initialized():
                 options: dict[str, Any] = {"address": address}
+                _check_address(address)
                 if not address:
                     options = {"num_cpus": workers, "include_dashboard": False}
                     token = secrets.token_hex(8)
@@ -249,11 +251,26 @@ class Tuned:
                             **options,
                         )
                 except (ConnectionError, ValueError, RuntimeError) as error:
-                    raise InputError(
-                        f"A Ray cluster must answer at its address: {address} does not ({error}). "
-                        "Start one with 'ray start --head', or leave --ray-address out."
-                    ) from error
+                    raise _no_answer(address, error) from error
             yield workers or max(int(_cluster_resources().get("CPU", 1)), 1)
+
+
+def _check_address(address: str) -> None:
+    """Raise InputError where nobody listens: Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon:
+        return  # "auto", or none
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise _no_answer(address, error) from error
+
+
+def _no_answer(address: str, error: Exception) -> InputError:
+    return InputError(
+        f"A Ray cluster must answer at its address: {address or 'its own'} does not ({error}). "
+        "Start one with 'ray start --head', or leave --ray-address out."
+    )
 
 
 def _cluster_resources() -> dict[str, float]:
