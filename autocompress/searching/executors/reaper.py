@@ -50,9 +50,9 @@ def _marked(token: str, group: str = "") -> list[int]:
         with contextlib.suppress(OSError):
             parent, own = (path / "stat").read_text().rpartition(")")[2].split()[1:3]
             orphan = parent == "1" and own == group
-            if f"{TOKEN}={token}".encode() in (path / "environ").read_bytes() or (
-                orphan and (path / "cmdline").read_bytes().startswith(b"ray::")
-            ):
+            command = (path / "cmdline").read_bytes() if orphan else b""
+            ray = command.startswith(b"ray::") or b"/ray/" in command
+            if ray or f"{TOKEN}={token}".encode() in (path / "environ").read_bytes():
                 found.append(int(path.name))
     return found
 
