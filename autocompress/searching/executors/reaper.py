@@ -3,7 +3,7 @@
 Ray's own processes end when their driver is killed, but for some that look for it up to a minute
 longer. This file is run by itself and imports nothing of the package: it waits for the end of the
 driver, which closes a pipe, and ends all processes whose environment holds the cluster's token, and
-orphans of Ray in the driver's process group: Ray's agents write their title over their environment.
+orphaned agents in the driver's process group: Ray's agents write their title over their environment.
 """
 
 import contextlib
@@ -18,6 +18,11 @@ __all__ = ["TOKEN", "reaped"]
 
 #: The environment variable by which processes of a cluster are known.
 TOKEN = "AUTOCOMPRESS_CLUSTER"  # noqa: S105 - no secret
+#: Ray's processes that outlive their parent, before and after they give themselves a title.
+_AGENTS = (
+    b"ray::DashboardAgent", b"ray::RuntimeEnvAgent", b"ray/dashboard/agent.py",
+    b"ray/_private/runtime_env/agent/main.py",
+)  # fmt: skip
 # Seconds of looking for processes, after a driver that was killed also for those that just begin.
 _SECONDS = 5.0
 
@@ -44,15 +49,19 @@ def reaped(token: str) -> Iterator[None]:
 
 
 def _marked(token: str, group: str = "") -> list[int]:
-    """Return the processes that have the token in their environment, and orphans of Ray."""
+    """Return the processes that have the token in their environment, and orphaned agents.
+
+    Agents of a cluster that is alive have a parent, and are never among them.
+    """
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             parent, own = (path / "stat").read_text().rpartition(")")[2].split()[1:3]
             orphan = parent == "1" and own == group
             command = (path / "cmdline").read_bytes() if orphan else b""
-            ray = command.startswith(b"ray::") or b"/ray/" in command
-            if ray or f"{TOKEN}={token}".encode() in (path / "environ").read_bytes():
+            if any(agent in command for agent in _AGENTS) or f"{TOKEN}={token}".encode() in (
+                (path / "environ").read_bytes()
+            ):
                 found.append(int(path.name))
     return found
 
