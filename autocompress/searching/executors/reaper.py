@@ -3,7 +3,7 @@
 Ray's own processes end when their driver is killed, but for some that look for it up to a minute
 longer. This file is run by itself and imports nothing of the package: it waits for the end of the
 driver, which closes a pipe, and ends all processes whose environment holds the cluster's token, and
-orphaned agents in the driver's process group: Ray's agents write their title over their environment.
+orphaned agents in the driver's process group, whose environment may show nothing of it.
 """
 
 import contextlib
