@@ -13,6 +13,7 @@ from pathlib import Path
 import autocompress
 from autocompress.errors import AutocompressError, TaskError
 from autocompress.searching.agenda import Job
+from autocompress.searching.executors.reaper import TOKEN
 from autocompress.searching.executors.worker import Answer, Worker
 
 __all__ = ["Child", "LostError", "TimeLimitError"]
@@ -29,10 +30,10 @@ class TimeLimitError(Exception):
 class Child:
     """A worker in a process of its own; ``close`` ends it, as the end of this process does.
 
-    ``seconds``: what a trial may take, None for no limit.
+    ``seconds``: what a trial may take, None for no limit; ``token``: what a reaper knows it by.
     """
 
-    def __init__(self, parcel: bytes, seconds: float | None = None) -> None:
+    def __init__(self, parcel: bytes, seconds: float | None = None, token: str = "") -> None:
         self._seconds = seconds
         ours, theirs = socket.socketpair()
         root = str(Path(autocompress.__file__).parents[1])
@@ -43,7 +44,8 @@ class Child:
                 command,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env=os.environ | {"PYTHONPATH": path},
+                env=os.environ | {"PYTHONPATH": path, TOKEN: token},
+                start_new_session=True,  # a group of its own, to be ended with what it starts
             )
         self._pipe = Connection(ours.detach())
         self._ready = False
@@ -91,8 +93,8 @@ class Child:
         if self._process.poll() is None and not self._pipe.closed:
             with contextlib.suppress(subprocess.TimeoutExpired):  # it may be on its way out
                 self._process.wait(0.2 if self._pipe.poll(0) else 0)
-        if self._process.poll() is None:
-            self._process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._pipe.close()
 

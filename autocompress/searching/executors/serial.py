@@ -1,10 +1,14 @@
 """One plan after another, in this process or, under limits, in a child of it."""
 
+import contextlib
+import secrets
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from autocompress.searching.agenda import Agenda, Job
 from autocompress.searching.executors.interrupts import deferred
 from autocompress.searching.executors.markers import Marker
+from autocompress.searching.executors.reaper import reaped
 from autocompress.spec.execution import Execution
 
 if TYPE_CHECKING:
@@ -20,11 +24,22 @@ class Serial:
     def __init__(self, execution: Execution | None = None) -> None:
         self.execution = execution or Execution()
         self._child: Child | None = None
+        self._token = secrets.token_hex(8)
         self._marker: Marker | None = None
 
     def run(self, agenda: Agenda, evaluator: "Evaluator") -> None:
         """Evaluate until the agenda gives out nothing more."""
-        evaluate = self._in_child if self.execution.limited else self._here
+        limited = self.execution.limited
+        evaluate = self._in_child if limited else self._here
+        with reaped(self._token) if limited else contextlib.nullcontext():
+            self._run(agenda, evaluator, evaluate)
+
+    def _run(
+        self,
+        agenda: Agenda,
+        evaluator: "Evaluator",
+        evaluate: Callable[[Agenda, "Evaluator", Job], None],
+    ) -> None:
         try:
             while (job := agenda.next()) is not None:
                 with deferred(agenda.interrupted):
@@ -46,7 +61,9 @@ class Serial:
 
         if self._child is None:
             self._child = Child(
-                pack(evaluator, self.execution.trial_memory_bytes), self.execution.trial_seconds
+                pack(evaluator, self.execution.trial_memory_bytes),
+                self.execution.trial_seconds,
+                self._token,
             )
         try:
             answer = self._child(job)

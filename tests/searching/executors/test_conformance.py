@@ -3,6 +3,8 @@
 import hashlib
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -137,6 +139,24 @@ def test_a_trial_has_its_time(tmp_path, make, name):
     failed = [score for score in study.scores if score.outcome == "failed"]
     assert [score.baseline for score in failed] == ["uncompressed"]
     assert failed[0].message == "a trial may take 2 s, and it took more"
+
+
+def test_what_a_trial_started_ends_with_it(tmp_path, make):
+    def evaluate(predict):
+        if predict.fixed_ms > LARGE:
+            started = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+            (tmp_path / "pid").write_text(str(started.pid))
+            time.sleep(60)
+        return np.ones(3)
+
+    searched(tmp_path / "run", make("child", trial_seconds=2.0), 4, evaluate)
+    pid = int((tmp_path / "pid").read_text())
+    for _ in range(100):
+        if not Path(f"/proc/{pid}").exists() or " Z " in Path(f"/proc/{pid}/stat").read_text():
+            break
+        time.sleep(0.1)
+    else:
+        raise AssertionError("it is still there")
 
 
 @pytest.mark.parametrize("name", AWAY)
