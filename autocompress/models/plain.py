@@ -30,7 +30,8 @@ def plain(node: fx.Node) -> list[Any]:
 
     function = node.op == "call_function"
     module = getattr(node.target, "__module__", "") if function else ""
-    target = f"{module}.{node.target.__name__}" if module == "_operator" else str(node.target)  # type: ignore[union-attr]
+    known = f"{module}.{getattr(node.target, '__name__', '')}"
+    target = known if module == "_operator" else str(node.target)
     return [node.name, node.op, target, held(node.args), held(dict(node.kwargs))]
 
 

@@ -145,8 +145,8 @@ class Agenda:
 
     @property
     def _pressing(self) -> bool:
-        """Tell whether the next plan is one of those that are due."""
-        return bool(self._waiting) and self._waiting[0] in self._due
+        """Tell whether the next job is due, or was given out before and its worker lost."""
+        return bool(self._lost or (self._waiting and self._waiting[0] in self._due))
 
     def stop(self) -> None:
         """Give out no more jobs; scores of those that are out are still taken."""
@@ -275,7 +275,7 @@ class Agenda:
         later ones nearer and nearer to the plans of the lowest figures.
         """
         study, lowest = self.study, self._lowest
-        space, generator = study.parameters.space, random.Random(len(study.scores))  # noqa: S311
+        space, generator = study.parameters.space, self._generator()
         large = space.size > _SMALL
         for place, plan in enumerate(
             itertools.islice(self._draws(), _ESTIMATES if large else None)
@@ -291,10 +291,13 @@ class Agenda:
                 return found
         return None
 
+    def _generator(self) -> random.Random:
+        return random.Random(len(self.study.scores))  # noqa: S311 - no secret
+
     def _draws(self) -> Iterator[Plan]:
         """Yield every plan of a small space in random order, many random ones of a large one."""
         space = self.study.parameters.space
-        generator = random.Random(len(self.study.scores))  # noqa: S311 - no secret
+        generator = self._generator()
         choices: Iterable[Sequence[float]]
         if space.size <= _SMALL:
             choices = random_order = list(itertools.product(*space.knobs.values()))

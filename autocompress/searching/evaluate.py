@@ -83,7 +83,7 @@ class Evaluator:
         self.builder = self.target.prepare(self.network)
         self._start()
         if self.reference_ms is None:
-            self.reference_ms = self._measure(self._references).reference_ms
+            self.reference_ms = self._measure(self.references).reference_ms
 
     def _start(self) -> None:
         calibration = tuple(self.task.calibration)
@@ -108,12 +108,9 @@ class Evaluator:
         self.__dict__.update(state)
         self._start()
 
-    def open_references(self) -> tuple[Session, ...]:
-        """Return the openings of the uncompressed model's file, made once, built if need be."""
-        return self._references
-
     @cached_property
-    def _references(self) -> tuple[Session, ...]:
+    def references(self) -> tuple[Session, ...]:
+        """The openings of the uncompressed model's file, which is built where it is not there."""
         return openings(self._open_reference(), 4.0)
 
     @property
@@ -262,7 +259,7 @@ class Evaluator:
     def _measure(self, sessions: tuple[Session, ...]) -> Timing:
         def timing(max_seconds: float = _SECONDS, relative_width: float = 0.01) -> Timing:
             return measure(
-                sessions, self._references, self._inputs, threads=self.target.threads,
+                sessions, self.references, self._inputs, threads=self.target.threads,
                 reference_ms=self.reference_ms, max_seconds=max_seconds,
                 relative_width=relative_width,
             )  # fmt: skip

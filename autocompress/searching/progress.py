@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autocompress.report.front import Front
 from autocompress.searching.study import Study
@@ -14,7 +15,15 @@ from autocompress.spec.pareto import Volume, floor_of
 from autocompress.spec.plan import Plan
 from autocompress.spec.score import Score
 
-__all__ = ["Progress", "ProgressCallback", "best_of", "best_so_far", "seeds_of", "to_gain"]
+__all__ = [
+    "Progress",
+    "ProgressCallback",
+    "best_of",
+    "best_so_far",
+    "seeds_of",
+    "share_of_volume",
+    "to_gain",
+]
 
 # Trials in a row that must have brought next to nothing before a search has converged.
 _STALL = 30
@@ -56,16 +65,25 @@ def to_gain(study: Study) -> float:
     expected = getattr(study.sampler, "outlook", 0.0)
     if len(proposed) < _STALL or math.isnan(expected):
         return math.nan
-    costs = np.array([score.values(study.objectives)[1:] for score in scores])
-    logs = np.log(np.maximum(costs, 1e-12))
-    accuracies = [score.accuracy for score in scores]
-    volume = Volume(logs.min(0) - 1e-3, logs.max(0), floor=floor_of(accuracies))
     before = np.ones(len(scores), dtype=bool)
     before[proposed[-_STALL:]] = False
-    now = volume.of(accuracies, logs)
-    then = volume.of([a for a, kept in zip(accuracies, before, strict=True) if kept], logs[before])
-    brought = 1 - then / now if now > 0 else 0.0
-    return max(brought, expected)
+    return max(1 - share_of_volume(scores, study.objectives)(before), expected)
+
+
+def share_of_volume(
+    scores: Sequence[Score], objectives: tuple[str, ...]
+) -> Callable[[NDArray[np.bool_]], float]:
+    """Return what share of the hypervolume of scores some of them have; of nothing, all."""
+    logs = np.log(np.maximum([score.values(objectives)[1:] for score in scores], 1e-12))
+    accuracies = np.array([score.accuracy for score in scores])
+    floor = floor_of(accuracies.tolist())
+    volume = Volume(logs.min(0) - 1e-3, logs.max(0), floor=floor)
+    whole = volume.of(accuracies.tolist(), logs)
+
+    def share(some: NDArray[np.bool_]) -> float:
+        return volume.of(accuracies[some].tolist(), logs[some]) / whole if whole > 0 else 1.0
+
+    return share
 
 
 def seeds_of(study: Study) -> list[Plan]:

@@ -14,11 +14,10 @@ import numpy as np
 from autocompress.report.status import Running, Status, Step
 from autocompress.searching.executors.markers import marked
 from autocompress.searching.locks import is_driven
-from autocompress.searching.progress import best_of
+from autocompress.searching.progress import best_of, share_of_volume
 from autocompress.searching.store import Place, finished
 from autocompress.searching.study import scores_of
 from autocompress.spec.budget import Budget
-from autocompress.spec.pareto import Volume, floor_of
 from autocompress.spec.score import Score
 
 __all__ = ["look"]
@@ -75,23 +74,9 @@ def _steps(
     done: Sequence[Score], hours: Sequence[float], objectives: tuple[str, ...], budget: Budget
 ) -> tuple[Step, ...]:
     """Return the hypervolume after about ten equal parts of the trials."""
-    within = [score.meets(budget) for score in done]
-    if sum(within) < 2:
+    within = [place for place, score in enumerate(done) if score.meets(budget)]
+    if len(within) < 2:
         return ()
-    costs = np.array([score.values(objectives)[1:] for score in done])
-    logs = np.log(np.maximum(costs, 1e-12))
-    accuracies = np.array([score.accuracy for score in done])
-    kept = np.array(within)
-    volume = Volume(
-        logs[kept].min(0) - 1e-3, logs[kept].max(0), floor=floor_of(accuracies[kept].tolist())
-    )
-
-    def of(count: int) -> float:
-        chosen = kept & (np.arange(len(done)) < count)
-        return volume.of(accuracies[chosen].tolist(), logs[chosen]) if chosen.any() else 0.0
-
-    now = of(len(done))
+    share = share_of_volume([done[place] for place in within], objectives)
     counts = sorted({round(len(done) * part / _STEPS) for part in range(1, _STEPS + 1)} - {0})
-    return tuple(
-        Step(count, float(hours[count - 1]), of(count) / now if now else 0.0) for count in counts
-    )
+    return tuple(Step(count, hours[count - 1], share(np.array(within) < count)) for count in counts)

@@ -9,33 +9,23 @@ trial was given out. Counted too: proposals that were out or had been scored alr
 """
 
 import argparse
-import math
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-import torch
+from made_up import made_up
 from sleeping import Sleeper
 
-from autocompress.cost.estimate import Estimator
-from autocompress.models.trace import trace
-from autocompress.names import find_space, resolve_space
-from autocompress.searching.allocation import total
-from autocompress.searching.cost_tables import cost_tables
 from autocompress.searching.driver import drive
 from autocompress.searching.executors.tuned import Tuned
-from autocompress.searching.guide import Guide, Observed
-from autocompress.searching.oracle import Oracle
+from autocompress.searching.guide import Observed
 from autocompress.searching.parameters import Parameters
-from autocompress.searching.profile import companions_of, groups_of, profile
 from autocompress.searching.samplers import make_sampler
 from autocompress.searching.store import Place
 from autocompress.searching.study import Study
 from autocompress.spec.budget import Budget
 from autocompress.spec.execution import Execution
-from autocompress.targets import make_target
-from autocompress.tasks.images import make_network
 
 
 def main() -> None:
@@ -44,29 +34,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=400)
     parser.add_argument("--seconds", type=float, default=10.0)
     options = parser.parse_args()
-    target = make_target("onnxruntime")
-    network = trace(make_network("resnet20").eval(), (torch.randn(1, 1, 28, 28),))
-    space = resolve_space(find_space("ptq"), network, target)
-    estimator = Estimator(network, target.abilities, target.prepare(network))
-    tables = cost_tables(space, estimator, ["size_bytes"])["size_bytes"]
-    generator = np.random.default_rng(0)
-    worth = {
-        name: dict(zip(values, np.sort(generator.exponential(1, len(values)))[::-1], strict=True))
-        for name, values in space.knobs.items()
-    }
-
-    def effect(plan) -> float:
-        return 1e-3 * sum(worth[n].get(v, 0.0) for n, v in space.choices(plan).items())
-
-    def size(plan) -> float:
-        return total(tables, {n: space.knobs[n].index(v) for n, v in space.choices(plan).items()})
-
-    oracle = Oracle(effect)
-    guide = Guide(
-        space, oracle, profile(space, oracle, companions_of(network, space)),
-        groups_of(network, space), [tables], lambda plan: (size(plan),),
-        objectives=1, limits=[math.inf],
-    )  # fmt: skip
+    space, guide, _, _ = made_up("resnet20")
     with tempfile.TemporaryDirectory() as folder:
         study = Study(
             Place(Path(folder) / "study.log"), Parameters(space),

@@ -4,7 +4,7 @@ import hashlib
 import math
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from autocompress.searching.evaluate import Evaluator
@@ -47,7 +47,6 @@ class Sleeper:
     estimator = Forgetful()
     device: None = None
     cpu: tuple[str, ...] = ()
-    began: float = field(default_factory=time.time)
     failed = Evaluator.failed
     path = Evaluator.path
     _common = Evaluator._common
@@ -59,8 +58,7 @@ class Sleeper:
     def reference_path(self) -> Path:
         return self.path(Plan(), Recipe(seed=self.seed))
 
-    def open_references(self) -> None:
-        pass
+    references = ()
 
     def __call__(self, *arguments) -> Score:
         return self.evaluate(*arguments)[0]

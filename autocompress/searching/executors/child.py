@@ -2,19 +2,19 @@
 
 import contextlib
 import os
-import pickle
 import signal
 import socket
 import subprocess
 import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import autocompress
 from autocompress.errors import AutocompressError, TaskError
 from autocompress.searching.agenda import Job
-from autocompress.searching.executors.reaper import TOKEN
-from autocompress.searching.executors.worker import Answer, Worker
+from autocompress.searching.executors.reaper import MARK
+from autocompress.searching.executors.worker import Answer, Parcel, Worker
 
 __all__ = ["Child", "LostError", "TimeLimitError"]
 
@@ -30,10 +30,10 @@ class TimeLimitError(Exception):
 class Child:
     """A worker in a process of its own; ``close`` ends it, as the end of this process does.
 
-    ``seconds``: what a trial may take, None for no limit; ``token``: what a reaper knows it by.
+    ``seconds``: what a trial may take, None for no limit; ``mark``: what a reaper knows it by.
     """
 
-    def __init__(self, parcel: bytes, seconds: float | None = None, token: str = "") -> None:
+    def __init__(self, parcel: Parcel, seconds: float | None, mark: str) -> None:
         self._seconds = seconds
         ours, theirs = socket.socketpair()
         root = str(Path(autocompress.__file__).parents[1])
@@ -44,18 +44,13 @@ class Child:
                 command,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env=os.environ | {"PYTHONPATH": path, TOKEN: token},
+                env=os.environ | {"PYTHONPATH": path, MARK: mark},
                 start_new_session=True,  # a group of its own, to be ended with what it starts
             )
-        self._pipe = Connection(ours.detach())
+        self._pipe: Connection[Any, Any] = Connection(ours.detach())
         self._ready = False
         with contextlib.suppress(OSError):  # it ended at once: the first question shows it
-            self._pipe.send_bytes(parcel)
-
-    @property
-    def pid(self) -> int:
-        """Return the number of the process."""
-        return self._process.pid
+            self._pipe.send(parcel)
 
     def __call__(self, job: Job) -> Answer:
         """Evaluate a plan; raise TimeLimitError after its time, LostError if the process ends."""
@@ -63,7 +58,7 @@ class Child:
             self._receive()
             self._ready = True
         try:
-            self._pipe.send_bytes(pickle.dumps(job.sent))
+            self._pipe.send(job.sent)
         except OSError as error:
             raise self._lost() from error
         if not self._pipe.poll(self._seconds):
@@ -75,7 +70,7 @@ class Child:
 
     def _receive(self) -> object:
         try:
-            found = pickle.loads(self._pipe.recv_bytes())  # noqa: S301 - the child's own
+            found: object = self._pipe.recv()
         except (EOFError, OSError) as error:
             raise self._lost() from error
         if isinstance(found, AutocompressError):
@@ -113,24 +108,20 @@ def _main(handle: int, parent: int) -> None:
     """Answer questions until there are no more."""
     _die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides
-    pipe = Connection(handle)
+    pipe: Connection[Any, Any] = Connection(handle)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        parcel = pipe.recv_bytes()
+        parcel = pipe.recv()
         try:
             worker = Worker(parcel)
-        except Exception as error:  # a module that is not found, a class that cannot be made
-            pipe.send_bytes(
-                pickle.dumps(
-                    error
-                    if isinstance(error, AutocompressError)
-                    else TaskError(f"A task must be usable in another process: {error!r}.")
-                )
-            )
+        except AutocompressError as error:
+            pipe.send(error)
             return
-        pipe.send_bytes(pickle.dumps("ready"))
+        except Exception as error:  # a module that is not found, a class that cannot be made
+            pipe.send(TaskError(f"A task must be usable in another process: {error!r}."))
+            return
+        pipe.send("ready")
         while True:
-            job = pickle.loads(pipe.recv_bytes())  # noqa: S301
-            pipe.send_bytes(pickle.dumps(worker(job)))
+            pipe.send(worker(pipe.recv()))
 
 
 if __name__ == "__main__":

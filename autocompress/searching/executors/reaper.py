@@ -2,7 +2,7 @@
 
 Ray's own processes end when their driver is killed, but for some that look for it up to a minute
 longer. This file is run by itself and imports nothing of the package: it waits for the end of the
-driver, which closes a pipe, and ends all processes whose environment holds the cluster's token, and
+driver, which closes a pipe, and ends all processes whose environment holds the cluster's mark, and
 orphaned agents in the driver's process group, whose environment may show nothing of it.
 """
 
@@ -14,10 +14,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["TOKEN", "reaped"]
+__all__ = ["MARK", "reaped"]
 
 #: The environment variable by which processes of a cluster are known.
-TOKEN = "AUTOCOMPRESS_CLUSTER"  # noqa: S105 - no secret
+MARK = "AUTOCOMPRESS_CLUSTER"
 #: Ray's processes that outlive their parent, before and after they give themselves a title.
 _AGENTS = (
     b"ray::DashboardAgent", b"ray::RuntimeEnvAgent", b"ray/dashboard/agent.py",
@@ -28,11 +28,11 @@ _SECONDS = 5.0
 
 
 @contextlib.contextmanager
-def reaped(token: str) -> Iterator[None]:
-    """Have all processes with a token ended after the block, however it ends (Linux)."""
+def reaped(mark: str) -> Iterator[None]:
+    """Have all processes with a mark ended after the block, however it ends (Linux)."""
     ours, theirs = os.pipe()
     process = subprocess.Popen(  # noqa: S603 - this very file
-        [sys.executable, "-I", "-S", __file__, str(ours), token, str(os.getpgrp())],
+        [sys.executable, "-I", "-S", __file__, str(ours), mark, str(os.getpgrp())],
         pass_fds=[ours],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -48,8 +48,8 @@ def reaped(token: str) -> Iterator[None]:
         process.wait()
 
 
-def _marked(token: str, group: str = "") -> list[int]:
-    """Return the processes that have the token in their environment, and orphaned agents.
+def _marked(mark: str, group: str = "") -> list[int]:
+    """Return the processes that have the mark in their environment, and orphaned agents.
 
     Agents of a cluster that is alive have a parent, and are never among them.
     """
@@ -59,17 +59,17 @@ def _marked(token: str, group: str = "") -> list[int]:
             parent, own = (path / "stat").read_text().rpartition(")")[2].split()[1:3]
             orphan = parent == "1" and own == group
             command = (path / "cmdline").read_bytes() if orphan else b""
-            if any(agent in command for agent in _AGENTS) or f"{TOKEN}={token}".encode() in (
+            if any(agent in command for agent in _AGENTS) or f"{MARK}={mark}".encode() in (
                 (path / "environ").read_bytes()
             ):
                 found.append(int(path.name))
     return found
 
 
-def _main(handle: int, token: str, group: str) -> None:
+def _main(handle: int, mark: str, group: str) -> None:
     regular, end = os.read(handle, 1), time.monotonic() + _SECONDS
     while time.monotonic() < end:
-        left = _marked(token, group)
+        left = _marked(mark, group)
         if regular and not left:
             return
         for pid in left:

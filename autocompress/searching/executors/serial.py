@@ -2,7 +2,6 @@
 
 import contextlib
 import secrets
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from autocompress.searching.agenda import Agenda, Job
@@ -24,29 +23,24 @@ class Serial:
     def __init__(self, execution: Execution | None = None) -> None:
         self.execution = execution or Execution()
         self._child: Child | None = None
-        self._token = secrets.token_hex(8)
         self._marker: Marker | None = None
 
     def run(self, agenda: Agenda, evaluator: "Evaluator") -> None:
         """Evaluate until the agenda gives out nothing more."""
-        limited = self.execution.limited
-        evaluate = self._in_child if limited else self._here
-        with reaped(self._token) if limited else contextlib.nullcontext():
-            self._run(agenda, evaluator, evaluate)
-
-    def _run(
-        self,
-        agenda: Agenda,
-        evaluator: "Evaluator",
-        evaluate: Callable[[Agenda, "Evaluator", Job], None],
-    ) -> None:
-        try:
+        evaluate = self._in_child if self.execution.limited else self._here
+        with contextlib.ExitStack() as ours:
+            if self.execution.limited:
+                self._mark = secrets.token_hex(8)
+                ours.enter_context(reaped(self._mark))
+            ours.callback(self._close)
             while (job := agenda.next()) is not None:
                 with deferred(agenda.interrupted):
                     evaluate(agenda, evaluator, job)
-        finally:
-            if self._child is not None:
-                self._child.close()
+
+    def _close(self) -> None:
+        if self._child is not None:
+            self._child.close()
+            self._child = None
 
     def _here(self, agenda: Agenda, evaluator: "Evaluator", job: Job) -> None:
         if self._marker is None:
@@ -63,7 +57,7 @@ class Serial:
             self._child = Child(
                 pack(evaluator, self.execution.trial_memory_bytes),
                 self.execution.trial_seconds,
-                self._token,
+                self._mark,
             )
         try:
             answer = self._child(job)

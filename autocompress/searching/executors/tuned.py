@@ -10,7 +10,6 @@ import contextlib
 import faulthandler
 import logging
 import os
-import pickle
 import secrets
 import shutil
 import socket
@@ -34,7 +33,7 @@ from autocompress.errors import InputError
 from autocompress.models.trace import silence
 from autocompress.searching.agenda import Agenda, Job
 from autocompress.searching.executors.interrupts import deferred
-from autocompress.searching.executors.reaper import TOKEN, reaped
+from autocompress.searching.executors.reaper import MARK, reaped
 from autocompress.searching.executors.slots import share_of, slots, slots_folder
 from autocompress.searching.executors.worker import Answer, Worker, pack, receive, threads_limited
 from autocompress.spec.execution import Execution
@@ -81,12 +80,10 @@ class Trainable(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Evaluate the job once the machine has room for it."""
-        job: Job = pickle.loads(self._job)  # noqa: S301 - the driver's own
         # latency on several threads is measured while nothing else runs on them
-        count = max(share_of(job.recipe.rung).cpus, self._worker.evaluator.target.threads)
+        count = max(share_of(self._job.recipe.rung).cpus, self._worker.evaluator.target.threads)
         with slots(self._key, count, self._slots) as threads, _in_time(self._seconds):
-            answer = self._worker(job, threads)
-        return {"answer": pickle.dumps(answer), "done": True}
+            return {"answer": self._worker(self._job, threads), "done": True}
 
 
 @contextlib.contextmanager
@@ -130,7 +127,7 @@ class _Searcher(tune.search.Searcher):
             if job is not None:
                 place = self._free.pop(0)
                 self._jobs[trial_id] = job, place
-                return {"job": pickle.dumps(job.sent), "place": place}
+                return {"job": job.sent, "place": place}
         return self.FINISHED if self._agenda.finished else None
 
     def take(self, trial_id: str) -> Job | None:
@@ -179,11 +176,10 @@ class _Answers(tune.Callback):
         self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Record the score of a job."""
-        content = result.pop("answer", None)
-        job = None if content is None else self._searcher.take(trial.trial_id)
-        if job is None:
+        answer: Answer | None = result.pop("answer", None)
+        job = None if answer is None else self._searcher.take(trial.trial_id)
+        if answer is None or job is None:
             return
-        answer: Answer = pickle.loads(content)  # noqa: S301 - our own worker's
         self._searcher.guard(lambda: self._agenda.done(job, receive(self._evaluator, job, answer)))
 
 
@@ -207,24 +203,24 @@ class Tuned:
             self._cluster() as workers,
             _settings(),
             threads_limited(1),
+            tempfile.TemporaryDirectory(prefix="autocompress-") as folder,
+            contextlib.ExitStack() as ours,
         ):
-            searcher = _Searcher(agenda, seconds, workers)
-            with tempfile.TemporaryDirectory(prefix="autocompress-") as folder:
-                key = Path(folder).name
-                made = tune.with_parameters(Trainable, parcel=parcel, seconds=seconds, key=key)
-                tune.run(
-                    tune.with_resources(made, _resources(agenda, workers)),
-                    search_alg=searcher,
-                    num_samples=-1,
-                    reuse_actors=True,
-                    storage_path=folder,
-                    name="run",
-                    callbacks=[_Answers(searcher, agenda, evaluator)],
-                    trial_dirname_creator=lambda trial: trial.trial_id,
-                    verbose=0,
-                    raise_on_failed_trial=False,
-                )  # fmt: skip
-                shutil.rmtree(slots_folder(key), ignore_errors=True)
+            searcher, key = _Searcher(agenda, seconds, workers), Path(folder).name
+            ours.callback(shutil.rmtree, slots_folder(key), ignore_errors=True)
+            made = tune.with_parameters(Trainable, parcel=parcel, seconds=seconds, key=key)
+            tune.run(
+                tune.with_resources(made, _resources(agenda, workers)),
+                search_alg=searcher,
+                num_samples=-1,
+                reuse_actors=True,
+                storage_path=folder,
+                name="run",
+                callbacks=[_Answers(searcher, agenda, evaluator)],
+                trial_dirname_creator=lambda trial: trial.trial_id,
+                verbose=0,
+                raise_on_failed_trial=False,
+            )
         if searcher.error is not None:
             raise searcher.error
 
@@ -238,9 +234,9 @@ class Tuned:
                 _check_address(address)
                 if not address:
                     options = {"num_cpus": workers, "include_dashboard": False}
-                    token = secrets.token_hex(8)
-                    ours.enter_context(reaped(token))
-                    ours.enter_context(mock.patch.dict(os.environ, {TOKEN: token}))
+                    mark = secrets.token_hex(8)
+                    ours.enter_context(reaped(mark))
+                    ours.enter_context(mock.patch.dict(os.environ, {MARK: mark}))
                 ours.callback(ray.shutdown)
                 try:
                     with silence():

@@ -7,14 +7,13 @@ and no file system need be shared.
 
 import contextlib
 import os
-import pickle
 import re
 import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import cloudpickle
 import threadpoolctl
@@ -30,9 +29,17 @@ from autocompress.spec.score import Score
 if TYPE_CHECKING:
     from autocompress.searching.evaluate import Evaluator
 
-__all__ = ["Answer", "Worker", "memory_limited", "pack", "receive", "threads_limited"]
+__all__ = ["Answer", "Parcel", "Worker", "memory_limited", "pack", "receive", "threads_limited"]
 
 _WANT = re.compile(r"MemoryError|bad_alloc|[aA]lloc(ate|ation|ator)")
+
+
+class Parcel(NamedTuple):
+    """What makes a worker: where modules lie, a trial's memory in bytes, the pickled evaluator."""
+
+    path: list[str]
+    memory_bytes: int | None
+    evaluator: bytes
 
 
 @dataclass(frozen=True)
@@ -44,14 +51,14 @@ class Answer:
     content: bytes
 
 
-def pack(evaluator: "Evaluator", memory_bytes: int | None = None) -> bytes:
+def pack(evaluator: "Evaluator", memory_bytes: int | None = None) -> Parcel:
     """Return all that a worker needs; raise TaskError for a task that cannot be sent.
 
     Functions and classes of a user's script travel with it; those of modules are imported.
     ``memory_bytes``: what a trial may take beyond what the worker holds before.
     """
     try:
-        return pickle.dumps((list(sys.path), memory_bytes, cloudpickle.dumps(evaluator)))
+        return Parcel(list(sys.path), memory_bytes, cloudpickle.dumps(evaluator))
     except Exception as error:  # whatever the user's objects raise
         raise TaskError(
             "A task that other processes evaluate must go through pickle: "
@@ -62,17 +69,17 @@ def pack(evaluator: "Evaluator", memory_bytes: int | None = None) -> bytes:
 class Worker:
     """Evaluates plans, one after another."""
 
-    def __init__(self, parcel: bytes) -> None:
-        path, self._memory_bytes, content = pickle.loads(parcel)  # noqa: S301 - the driver's own, over a private pipe
-        sys.path.extend(place for place in path if place not in sys.path)
-        self.evaluator: Evaluator = pickle.loads(content)  # noqa: S301
+    def __init__(self, parcel: Parcel) -> None:
+        self._memory_bytes = parcel.memory_bytes
+        sys.path.extend(place for place in parcel.path if place not in sys.path)
+        self.evaluator: Evaluator = cloudpickle.loads(parcel.evaluator)  # the driver's own
         self._marker = Marker(self.evaluator.directory)
         self._home, reference = self.evaluator.directory, self.evaluator.reference_path
         with self._folder() as folder:
             with contextlib.suppress(OSError):  # on another machine it is built
                 (folder / "artifacts").mkdir()
                 os.link(reference, folder / "artifacts" / reference.name)
-            self.evaluator.open_references()
+            _ = self.evaluator.references  # opened while the file is there
 
     @contextlib.contextmanager
     def _folder(self) -> Iterator[Path]:

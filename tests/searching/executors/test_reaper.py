@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from autocompress.searching.executors.reaper import TOKEN, _marked, reaped
+from autocompress.searching.executors.reaper import MARK, _marked, reaped
 
 DRIVER = f"""
 import os, subprocess, sys, time
 from autocompress.searching.executors.reaper import reaped
 with reaped(sys.argv[1]):
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True,
-                     env=os.environ | {{"{TOKEN}": sys.argv[1]}})
+                     env=os.environ | {{"{MARK}": sys.argv[1]}})
     print("up", flush=True)
     time.sleep(600)
 """
@@ -49,7 +49,7 @@ def test_what_is_left_after_a_block_is_ended_and_nothing_else(tmp_path):
     token, other = tmp_path.name, tmp_path.name + "-other"
     sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
     with reaped(token):
-        mine = subprocess.Popen(sleep, env=os.environ | {TOKEN: token})
+        mine = subprocess.Popen(sleep, env=os.environ | {MARK: token})
         theirs = subprocess.Popen(sleep, env=os.environ | {"SOMETHING": other})
     assert mine.wait(10) == -signal.SIGKILL
     assert theirs.poll() is None
