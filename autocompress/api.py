@@ -32,7 +32,7 @@ from autocompress.report.status import Status
 from autocompress.searching.explain import explain
 from autocompress.searching.progress import Progress, ProgressCallback
 from autocompress.searching.status import look
-from autocompress.searching.store import Place, public_url
+from autocompress.searching.store import Place, public_url, whole_url
 from autocompress.searching.study import read_study
 from autocompress.spec.budget import Budget
 from autocompress.spec.config import Config
@@ -262,9 +262,9 @@ def search_config(
 def status(run_dir: str | Path) -> Status:
     """Return where a run stands, also while another process drives it; raise RunError."""
     directory, config = read_config(run_dir)
-    return look(
-        directory, place_of(directory, config), config.trials, config.objectives, config.budget
-    )
+    place = place_of(directory, config)
+    place.check()
+    return look(directory, place, config.trials, config.objectives, config.budget)
 
 
 def open_run(run_dir: str | Path, task: Task | None = None, *, storage: str = "") -> Run:
@@ -274,12 +274,14 @@ def open_run(run_dir: str | Path, task: Task | None = None, *, storage: str = ""
     Raises RunError for what is no run directory, or of another database.
     """
     directory, config = read_config(run_dir)
-    if storage and public_url(storage) != config.storage:
+    if storage and public_url(storage := whole_url(storage)) != config.storage:
         raise RunError(
             f"The study of {directory} is kept in {config.storage or 'its own file'}, not in "
             f"{public_url(storage)}. Leave the storage out, or name that."
         )
-    scores, notes = read_study(place_of(directory, config, storage))
+    place = place_of(directory, config, storage)
+    place.check()
+    scores, notes = read_study(place)
     return Run(directory, config, scores, task, floor=notes.get("floor", {}), storage=storage)
 
 

@@ -26,7 +26,7 @@ from autocompress.searching.parameters import Parameters
 from autocompress.searching.prepare import set_guide, set_latency_model, tell_cost
 from autocompress.searching.progress import Progress, ProgressCallback
 from autocompress.searching.samplers import make_sampler
-from autocompress.searching.store import STUDY_NAME, Place, public_url
+from autocompress.searching.store import STUDY_NAME, Place, public_url, whole_url
 from autocompress.searching.study import Study, read_study
 from autocompress.spec.config import Config
 from autocompress.spec.files import write_whole
@@ -218,7 +218,7 @@ def _stored(directory: Path, config: Config) -> tuple[Config, str]:
 
     A study in a database has a name of its own, chosen once.
     """
-    url, study = config.storage, config.study
+    url, study = config.storage and whole_url(config.storage), config.study
     if url and not study and (directory / "config.toml").exists():
         study = Config.read(directory / "config.toml").study
     if url and not study:
@@ -237,7 +237,8 @@ def _source(
         return None
     if not isinstance(start_from, (str, Path)) or not str(start_from):
         raise InputError(f"start_from must be a run directory's path, not {start_from!r}.")
-    _, notes = read_study(place)
+    begun_here = (directory / "config.toml").exists()
+    notes = read_study(place)[1] if begun_here else {}
     begun = notes.get("adopting")
     if begun is not None and Path(begun) != Path(start_from).resolve():
         raise InputError(

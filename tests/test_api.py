@@ -832,7 +832,7 @@ def test_a_trial_that_hangs_costs_its_time_alone(tmp_path: Path) -> None:
         ({"workers": 0}, "workers must be an integer of at least 1, not 0"),
         ({"workers": "2"}, "workers must be an integer"),
         ({"trial_seconds": 0}, "trial_seconds must be a number above 0"),
-        ({"trial_memory_bytes": -5}, "trial_memory_bytes must be a number above 0"),
+        ({"trial_memory_bytes": -5}, "trial_memory_bytes must be an integer above 0"),
         ({"ray_address": 5}, "ray_address must be text"),
         ({"storage": "nonsense"}, "storage must be a URL"),
     ],
@@ -841,3 +841,35 @@ def test_how_a_search_is_carried_out_is_checked(tmp_path: Path, options, text) -
     with pytest.raises(InputError, match=text):
         run_search(tmp_path / "run", small_task(), **options)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"trial_seconds": math.inf}, "trial_seconds must be a number above 0, not inf"),
+        ({"trial_memory_bytes": 1e9}, "trial_memory_bytes must be an integer above 0"),
+        ({"storage": "sqlite://"}, "a database in memory"),
+        ({"storage": "sqlite:///:memory:"}, "a database in memory"),
+        ({"storage": "postgresql+psycopg://u:x@127.0.0.1:notaport/x"}, "storage must be a URL"),
+    ],
+)
+def test_what_cannot_be_carried_out_is_one_sentence(tmp_path: Path, options, text) -> None:
+    with pytest.raises(InputError, match=text) as caught:
+        run_search(tmp_path / "run", small_task(), **options)
+    assert "u:x" not in str(caught.value)
+
+
+def test_a_relative_database_is_the_same_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = run_search(tmp_path / "run", small_task(), trials=4, storage="sqlite:///team.db")
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    assert ac.status(tmp_path / "run").completed == completed(run) == 4
+    (tmp_path / "team.db").unlink()
+    for read in (ac.status, ac.open_run):
+        with pytest.raises(RunError, match="must be in its database"):
+            read(tmp_path / "run")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "run"]
+    assert list((tmp_path / "other").iterdir()) == []

@@ -53,6 +53,14 @@ class _Stopwatch:
             self.seconds[step] = time.perf_counter() - start
 
 
+def _words(error: BaseException) -> str:
+    """Return what an exception says; its own text may raise."""
+    try:
+        return str(error)
+    except Exception:
+        return "it has no words"
+
+
 def _place(error: BaseException) -> str:
     """Return file and line in which an exception was raised."""
     last = traceback.extract_tb(error.__traceback__)[-1]
@@ -194,8 +202,10 @@ class Evaluator:
                 message = str(error)
                 gone = isinstance(error, ArtifactError) and not self.path(plan, recipe).exists()
                 again = gone or isinstance(error, RunError)
-            except (Exception, SystemExit) as error:  # evaluate, or a runtime, raises what it likes
-                message = f"{type(error).__name__}: {error} ({_place(error)})"
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # evaluate, or a runtime, raises what it likes
+                message = f"{type(error).__name__}: {_words(error)} ({_place(error)})"
                 again = isinstance(error, OSError)
             else:
                 common = {**self._common(plan, recipe), "baseline": baseline}

@@ -169,5 +169,4 @@ def _alive(holder: str, silent: float) -> bool:
             return False
         except PermissionError:
             pass
-        return int(pid) != os.getpid() and silent < _DEAD
     return silent < _DEAD

@@ -25,7 +25,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from autocompress.errors import AutocompressError, ConfigError, RunError
 
-__all__ = ["STUDY_NAME", "Place", "Store", "finished", "public_url"]
+__all__ = ["STUDY_NAME", "Place", "Store", "finished", "public_url", "whole_url"]
 
 #: The study's name in a journal file, which has no other.
 STUDY_NAME = "autocompress"
@@ -39,18 +39,33 @@ _PAUSE = 0.5
 def _parsed(url: str) -> URL:
     try:
         return make_url(url)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:  # a port that is no number
         raise ConfigError(
             f"storage must be a URL such as postgresql+psycopg://user@host/database: {error}."
         ) from error
 
 
+def whole_url(url: str) -> str:
+    """Return a database's URL as it is understood from any folder; raise ConfigError for others."""
+    found = _parsed(url)
+    if not url.startswith("sqlite") or (found.database or "").startswith("file:"):
+        return url
+    if found.database in (None, "", ":memory:"):
+        raise ConfigError(
+            f"A study must outlive its process: {url} is a database in memory. Name a file, as in "
+            "sqlite:////folder/study.db."
+        )
+    whole = found.set(database=str(Path(str(found.database)).absolute()))
+    return whole.render_as_string(hide_password=False)
+
+
 def public_url(url: str) -> str:
-    """Return a database's URL without its password; raise ConfigError for what is none."""
+    """Return a database's URL without what is secret in it; raise ConfigError for what is none."""
     if not url:
         return ""
-    found = _parsed(url).difference_update_query(["password"])._replace(password=None)
-    return found.render_as_string(hide_password=False)
+    found = _parsed(url)._replace(password=None)
+    secret = [key for key in found.query if "password" in key or "secret" in key or "token" in key]
+    return found.difference_update_query(secret).render_as_string(hide_password=False)
 
 
 @dataclass(frozen=True)
@@ -81,7 +96,8 @@ class Place:
         except Exception as error:  # SQLAlchemy's, Optuna's, the driver's own
             raise RunError(
                 f"A study's database must answer: {public_url(self.url)} does not "
-                f"({_first_line(error)}). Start it, or name another."
+                f"({_first_line(error)}). Start it, name another, or give its password as the "
+                "database's client takes it (PGPASSWORD)."
             ) from error
 
     def open(self) -> optuna.Study | None:
@@ -96,6 +112,19 @@ class Place:
             raise
         except Exception as error:  # Optuna asserts and indexes while it replays a file
             raise self.damaged(error) from error
+
+    def check(self) -> None:
+        """Raise RunError if a database that is to have the study has none; make nothing there."""
+        if not self.url:
+            return
+        file = _parsed(self.url).database or ""
+        gone = self.url.startswith("sqlite") and not file.startswith("file:")
+        with contextlib.closing(self):
+            if (gone and not Path(file).exists()) or self.open() is None:
+                raise RunError(
+                    f"A run's study must be in its database: {public_url(self.url)} has no "
+                    f"'{self.name}'. Put the database back, or start in another directory."
+                )
 
     def close(self) -> None:
         """Close the connections to a database; they are made again where they are needed."""

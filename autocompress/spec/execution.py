@@ -6,6 +6,8 @@ from autocompress.errors import InputError
 
 __all__ = ["Execution"]
 
+_MOST = 2**53  # as of numbers on the command line
+
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
@@ -28,12 +30,14 @@ class Execution:
             raise InputError(f"workers must be an integer of at least {least}, not {workers!r}.")
         if not isinstance(self.ray_address, str):
             raise InputError(f"ray_address must be text, not {self.ray_address!r}.")
-        for name in ("trial_seconds", "trial_memory_bytes"):
+        for name, kinds, what in (
+            ("trial_seconds", (int, float), "a number"),
+            ("trial_memory_bytes", (int,), "an integer"),
+        ):
             value = getattr(self, name)
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-                raise InputError(f"{name} must be a number above 0, not {value!r}.")
+            number = isinstance(value, kinds) and not isinstance(value, bool)
+            if value is not None and not (number and 0 < value <= _MOST):
+                raise InputError(f"{name} must be {what} above 0, not {value!r}.")
 
     @property
     def limited(self) -> bool:

@@ -140,7 +140,14 @@ def test_what_a_second_try_mends_is_no_failure(tmp_path: Path) -> None:
     assert (tmp_path / "artifacts" / score.artifact).exists()
 
 
-@pytest.mark.parametrize("error", [KeyError("labels"), SystemExit(3)])
+class Odd(BaseException):
+    """No exception that anybody expects, without words."""
+
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize("error", [KeyError("labels"), SystemExit(3), Odd()])
 def test_what_a_second_try_cannot_mend_is_not_tried_again(tmp_path: Path, error) -> None:
     def evaluate(predict):
         tries.append(None)

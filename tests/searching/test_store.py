@@ -191,6 +191,7 @@ def test_a_database_that_is_not_to_be_had_is_a_sentence(tmp_path, url, error, te
 def test_no_password_is_shown():
     assert public_url("postgresql+psycopg://me:pw@host:5/db") == "postgresql+psycopg://me@host:5/db"
     assert public_url("") == ""
+    assert "hush" not in public_url("postgresql://me@host/db?sslpassword=hush&sslmode=require")
     assert "pw" not in str(Place(Path("x"), "postgresql+psycopg://me:pw@host/db"))
 
 
