@@ -3,11 +3,13 @@
 Ray's own processes end when their driver is killed, but for some that look for it up to a minute
 longer. This file is run by itself and imports nothing of the package: it waits for the end of the
 driver, which closes a pipe, and ends all processes whose environment holds the cluster's mark, and
-orphaned agents in the driver's process group, whose environment may show nothing of it.
+orphaned agents in the driver's process group, whose environment may show nothing of it. After a
+driver that was killed it also removes what that had in the temporary folder.
 """
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -28,11 +30,14 @@ _SECONDS = 5.0
 
 
 @contextlib.contextmanager
-def reaped(mark: str) -> Iterator[None]:
-    """Have all processes with a mark ended after the block, however it ends (Linux)."""
+def reaped(mark: str, folder: str = "") -> Iterator[None]:
+    """Have all processes with a mark ended after the block, however it ends (Linux).
+
+    ``folder``: what is removed, too, if this process is killed.
+    """
     ours, theirs = os.pipe()
     process = subprocess.Popen(  # noqa: S603 - this very file
-        [sys.executable, "-I", "-S", __file__, str(ours), mark, str(os.getpgrp())],
+        [sys.executable, "-I", "-S", __file__, str(ours), mark, str(os.getpgrp()), folder],
         pass_fds=[ours],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -66,7 +71,7 @@ def _marked(mark: str, group: str = "") -> list[int]:
     return found
 
 
-def _main(handle: int, mark: str, group: str) -> None:
+def _main(handle: int, mark: str, group: str, folder: str) -> None:
     regular, end = os.read(handle, 1), time.monotonic() + _SECONDS
     while time.monotonic() < end:
         left = _marked(mark, group)
@@ -76,6 +81,8 @@ def _main(handle: int, mark: str, group: str) -> None:
             with contextlib.suppress(OSError):
                 os.kill(pid, 9)
         time.sleep(0.1)
+    if folder and not regular:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ slots, so that two never wait for each other.
 """
 
 import contextlib
-import getpass
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-__all__ = ["Share", "share_of", "slots", "slots_folder"]
+__all__ = ["Share", "share_of", "slots"]
 
 _PAUSE = 0.02  # seconds between two looks at slots that others hold
 
@@ -37,22 +36,14 @@ def share_of(rung: int) -> Share:
     return _SHARES[min(rung, len(_SHARES) - 1)]
 
 
-def slots_folder(key: str) -> Path:
-    """Return where the slots of a run lie on this machine."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):
-        user = "user"
-    return Path(tempfile.gettempdir()) / f"autocompress-slots-{user}-{key}"
-
-
 @contextlib.contextmanager
 def slots(key: str, count: int, available: int) -> Iterator[int]:
     """Wait for so many slots and hold them; yield how many they are, threads to run on.
 
-    ``key``: of the run that shares them; ``available``: slots of this machine, the most there are.
+    ``key``: of the run that shares them, the name of a folder in the machine's temporary one;
+    ``available``: slots of this machine, the most there are.
     """
-    folder = slots_folder(key)
+    folder = Path(tempfile.gettempdir()) / key
     folder.mkdir(exist_ok=True)
     count = min(count, available)
     with contextlib.ExitStack() as held:

@@ -10,8 +10,6 @@ import contextlib
 import faulthandler
 import logging
 import os
-import secrets
-import shutil
 import socket
 import tempfile
 import time
@@ -34,7 +32,7 @@ from autocompress.models.trace import silence
 from autocompress.searching.agenda import Agenda, Job
 from autocompress.searching.executors.interrupts import deferred
 from autocompress.searching.executors.reaper import MARK, reaped
-from autocompress.searching.executors.slots import share_of, slots, slots_folder
+from autocompress.searching.executors.slots import share_of, slots
 from autocompress.searching.executors.worker import Answer, Worker, pack, receive, threads_limited
 from autocompress.spec.execution import Execution
 
@@ -200,14 +198,12 @@ class Tuned:
         seconds = self.execution.trial_seconds
         with (
             deferred(agenda.interrupted),
-            self._cluster() as workers,
+            tempfile.TemporaryDirectory(prefix="autocompress-") as folder,
+            self._cluster(Path(folder)) as workers,
             _settings(),
             threads_limited(1),
-            tempfile.TemporaryDirectory(prefix="autocompress-") as folder,
-            contextlib.ExitStack() as ours,
         ):
             searcher, key = _Searcher(agenda, seconds, workers), Path(folder).name
-            ours.callback(shutil.rmtree, slots_folder(key), ignore_errors=True)
             made = tune.with_parameters(Trainable, parcel=parcel, seconds=seconds, key=key)
             tune.run(
                 tune.with_resources(made, _resources(agenda, workers)),
@@ -225,7 +221,7 @@ class Tuned:
             raise searcher.error
 
     @contextlib.contextmanager
-    def _cluster(self) -> Iterator[int]:
+    def _cluster(self, folder: Path) -> Iterator[int]:
         """Yield how many workers the cluster, started or joined, is to have."""
         address, workers = self.execution.ray_address, self.execution.workers
         with contextlib.ExitStack() as ours:
@@ -234,9 +230,8 @@ class Tuned:
                 _check_address(address)
                 if not address:
                     options = {"num_cpus": workers, "include_dashboard": False}
-                    mark = secrets.token_hex(8)
-                    ours.enter_context(reaped(mark))
-                    ours.enter_context(mock.patch.dict(os.environ, {MARK: mark}))
+                    ours.enter_context(reaped(folder.name, str(folder)))
+                    ours.enter_context(mock.patch.dict(os.environ, {MARK: folder.name}))
                 ours.callback(ray.shutdown)
                 try:
                     with silence():

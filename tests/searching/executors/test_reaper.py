@@ -12,7 +12,7 @@ from autocompress.searching.executors.reaper import MARK, _marked, reaped
 DRIVER = f"""
 import os, subprocess, sys, time
 from autocompress.searching.executors.reaper import reaped
-with reaped(sys.argv[1]):
+with reaped(sys.argv[1], sys.argv[2]):
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True,
                      env=os.environ | {{"{MARK}": sys.argv[1]}})
     print("up", flush=True)
@@ -32,9 +32,11 @@ def gone(token):
 
 @linux
 def test_what_a_killed_driver_started_is_ended(tmp_path):
-    token = tmp_path.name
+    token, folder = tmp_path.name, tmp_path / "of the driver"
+    folder.mkdir()
+    (folder / "something").touch()
     driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, token], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", DRIVER, token, folder], stdout=subprocess.PIPE, text=True
     )
     assert driver.stdout.readline() == "up\n"
     assert len(_marked(token)) == 1
@@ -42,6 +44,9 @@ def test_what_a_killed_driver_started_is_ended(tmp_path):
     driver.wait()
     driver.stdout.close()
     assert gone(token)
+    for _ in range(100):
+        time.sleep(0.1 if folder.exists() else 0)
+    assert not folder.exists()
 
 
 @linux

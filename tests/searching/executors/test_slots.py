@@ -1,12 +1,14 @@
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from autocompress.searching.executors.slots import share_of, slots, slots_folder
+from autocompress.searching.executors.slots import share_of, slots
 
 HOLDER = """
 import sys, time
@@ -18,11 +20,9 @@ with slots(sys.argv[1], int(sys.argv[2]), 2) as count:
 
 
 @pytest.fixture
-def key(tmp_path):
-    yield tmp_path.name
-    for path in slots_folder(tmp_path.name).glob("*"):
-        path.unlink()
-    slots_folder(tmp_path.name).rmdir()
+def key():
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder).name
 
 
 def test_a_rung_takes_what_the_machine_has_at_most(key):
