@@ -1,7 +1,7 @@
 """Configurations: everything that defines a search, as TOML."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,16 @@ from autocompress.spec.score import check_objectives
 from autocompress.spec.space import SpaceTemplate
 from autocompress.spec.toml import check_keys, line_of, read_toml
 
-__all__ = ["Config"]
+__all__ = ["SETTINGS", "Config"]
 
+#: The choices of ``transforms.options.Options`` that a search takes from its user.
+SETTINGS = ("importance", "calibrate", "refit", "bn", "compensate")
 _SECTIONS: Mapping[str, tuple[str, ...]] = {
     "search": ("space", "sampler", "trials", "seed", "objectives", "storage", "study"),
-    "compress": ("importance", "calibrate", "refit", "bn", "compensate"),
-    "budget": ("latency_ms", "max_size_bytes", "max_energy_mj", "max_memory_bytes"),
+    "compress": SETTINGS,
+    "budget": tuple(field.name for field in fields(Budget)),
     "target": ("name", "threads", "batch_size", "device"),
-    "run": ("workers", "ray_address", "trial_seconds", "trial_memory_bytes"),
+    "run": tuple(field.name for field in fields(Execution)),
 }
 
 

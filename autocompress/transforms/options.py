@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from autocompress.errors import InputError, unknown
+from autocompress.spec.config import SETTINGS
 from autocompress.transforms.observe import METHODS
 
-__all__ = ["IMPORTANCE", "SETTINGS", "Options"]
+__all__ = ["IMPORTANCE", "Options"]
 
 #: What decides which channels go: what the layers that read them lose, or their weights' size.
 IMPORTANCE = ("energy", "l1", "l2")
-#: The options that a search takes from its user.
-SETTINGS = ("importance", "calibrate", "refit", "bn", "compensate")
 
 
 @dataclass(frozen=True, kw_only=True)
