@@ -13,7 +13,7 @@ from autocompress.errors import AutocompressError, RunError
 from autocompress.models.network import Network
 from autocompress.searching.cost_tables import cost_tables
 from autocompress.searching.evaluate import Evaluator
-from autocompress.searching.guide import Guide, Observed
+from autocompress.searching.guide import Guide
 from autocompress.searching.oracle import Oracle
 from autocompress.searching.profile import companions_of, groups_of, profile
 from autocompress.searching.progress import Progress, ProgressCallback
@@ -57,21 +57,7 @@ def set_guide(study: Study, evaluator: Evaluator, progress: ProgressCallback) ->
             progress(Progress(0, 1, note=_cost(study, found)))
         return found
 
-    def observed() -> list[Observed]:
-        return [
-            Observed(
-                score.plan,
-                score.accuracy,
-                tuple(score.figure(field) for field in fields),
-                score.effect,
-            )
-            for score in study.scores
-            if score.outcome == "ok"
-        ]
-
-    sampler.attach(
-        make, study.parameters, observed, lambda: [*(s.plan for s in study.scores), *study.running]
-    )
+    sampler.attach(make, study, fields)
 
 
 def tell_cost(study: Study, progress: ProgressCallback) -> None:

@@ -19,7 +19,6 @@ from sleeping import Sleeper
 
 from autocompress.searching.driver import drive
 from autocompress.searching.executors.tuned import Tuned
-from autocompress.searching.guide import Observed
 from autocompress.searching.parameters import Parameters
 from autocompress.searching.samplers import make_sampler
 from autocompress.searching.store import Place
@@ -41,16 +40,7 @@ def main() -> None:
             sampler=lambda finished: make_sampler("guided", finished),
             objectives=("accuracy", "size"), budget=Budget(),
         )  # fmt: skip
-        study.sampler.attach(
-            lambda: guide, study.parameters,
-            lambda: [
-                Observed(s.plan, s.accuracy, (s.size_bytes,))
-                for s in study.scores
-                if s.outcome == "ok" and space.contains(s.plan)
-            ],
-            lambda: [score.plan for score in study.scores],
-            lambda: study.running,
-        )  # fmt: skip
+        study.sampler.attach(lambda: guide, study, ["size_bytes"])
         thinking, asked, ask = [], [], study.ask
 
         def timed(plan=None):

@@ -5,18 +5,19 @@ whoever proposed it, so that studies mix and resume across samplers.
 """
 
 import math
-from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
-from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from autocompress.searching.guide import Guide, Observed
-from autocompress.searching.parameters import Parameters
-from autocompress.spec.plan import Plan
+
+if TYPE_CHECKING:
+    from autocompress.searching.study import Study
 
 __all__ = ["GuidedSampler"]
 
@@ -35,26 +36,18 @@ class GuidedSampler(BaseSampler):
         self._generator = np.random.default_rng(seed)
         self._make: Callable[[], Guide | str] | None = None
         self.guide: Guide | None = None
-        self._parameters: Parameters | None = None
-        self._observed: Callable[[], Sequence[Observed]] = tuple
-        self._tried: Callable[[], Collection[Plan]] = tuple
-        self._running: Callable[[], Collection[Plan]] = tuple
+        self._study: Study | None = None
+        self._fields: Sequence[str] = ()
 
     def attach(
-        self,
-        make: Callable[[], Guide | str],
-        parameters: Parameters,
-        observed: Callable[[], Sequence[Observed]],
-        tried: Callable[[], Collection[Plan]],
-        running: Callable[[], Collection[Plan]] = tuple,
+        self, make: Callable[[], Guide | str], study: "Study", fields: Sequence[str]
     ) -> None:
         """Follow the guide that ``make`` returns, in place of which it may say why there is none.
 
-        ``observed`` returns what has been measured so far, by whomever; ``tried`` all plans that
-        have been, those that failed too; ``running`` those that are being evaluated.
+        ``study`` tells what has been measured so far, by whomever, and what is being evaluated;
+        ``fields`` are the names of the figures that are the guide's costs.
         """
-        self._make, self._parameters = make, parameters
-        self._observed, self._tried, self._running = observed, tried, running
+        self._make, self._study, self._fields = make, study, fields
 
     @property
     def outlook(self) -> float:
@@ -77,26 +70,33 @@ class GuidedSampler(BaseSampler):
         return self.guide is not None
 
     def infer_relative_search_space(
-        self, study: Study, trial: FrozenTrial
+        self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
         """Return all parameters of the space, or what the fallback has."""
         if not self._ready():
             return self._fallback.infer_relative_search_space(study, trial)
-        assert self._parameters is not None
-        return dict(self._parameters.distributions)
+        assert self._study is not None
+        return dict(self._study.parameters.distributions)
 
     def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Return the parameters of the guide's plan."""
-        if self.guide is None or self._parameters is None:
+        if self.guide is None or self._study is None:
             return self._fallback.sample_relative(study, trial, search_space)
-        plan = self.guide.propose(self._observed(), self._generator, self._tried(), self._running())
-        return dict(self._parameters.of(plan) or {})
+        scores, running = self._study.scores, self._study.running
+        observed = [
+            Observed(s.plan, s.accuracy, tuple(map(s.figure, self._fields)), s.effect)
+            for s in scores
+            if s.outcome == "ok"
+        ]
+        tried = [score.plan for score in scores]
+        plan = self.guide.propose(observed, self._generator, tried, running)
+        return dict(self._study.parameters.of(plan) or {})
 
     def sample_independent(
         self,
-        study: Study,
+        study: optuna.Study,
         trial: FrozenTrial,
         param_name: str,
         param_distribution: BaseDistribution,
@@ -109,13 +109,13 @@ class GuidedSampler(BaseSampler):
         self._generator = np.random.default_rng()
         self._fallback.reseed_rng()
 
-    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Let the fallback know."""
         self._fallback.before_trial(study, trial)
 
     def after_trial(
         self,
-        study: Study,
+        study: optuna.Study,
         trial: FrozenTrial,
         state: TrialState,
         values: Sequence[float] | None,

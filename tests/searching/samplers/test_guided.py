@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import optuna
 
+from autocompress.searching.agenda import Agenda
 from autocompress.searching.allocation import Table
 from autocompress.searching.driver import drive
-from autocompress.searching.guide import Guide, Observed
+from autocompress.searching.guide import Guide
 from autocompress.searching.oracle import Oracle
 from autocompress.searching.profile import profile
 from autocompress.searching.samplers import GuidedSampler, make_sampler
 from autocompress.searching.study import Study
-from autocompress.spec.plan import Plan
 from tests.searching.fakes import SPACE, FakeEvaluator, size_of
 from tests.searching.test_study import study_at
 
@@ -36,16 +36,7 @@ def guided(study: Study) -> GuidedSampler:
         SPACE, oracle, profile(SPACE, oracle, {}), dict.fromkeys(SPACE.knobs, "all"), [tables],
         lambda plan: (size_of(plan),), objectives=1, limits=[math.inf],
     )  # fmt: skip
-
-    def observed() -> list[Observed]:
-        return [
-            Observed(s.plan, s.accuracy, (s.size_bytes,)) for s in study.scores if s.outcome == "ok"
-        ]
-
-    def tried() -> list[Plan]:
-        return [score.plan for score in study.scores]
-
-    sampler.attach(lambda: guide, study.parameters, observed, tried)
+    sampler.attach(lambda: guide, study, ["size_bytes"])
     return sampler
 
 
@@ -58,6 +49,23 @@ def test_it_follows_the_guide(tmp_path: Path) -> None:
     assert 0 <= sampler.outlook < 1
     others = {plan for _, plan in SPACE.baselines()}
     assert all(SPACE.contains(plan) for plan in evaluator.calls if plan not in others)
+
+
+def test_the_guide_is_told_what_is_running(tmp_path: Path, monkeypatch) -> None:
+    study, evaluator = study_at(tmp_path / "study.log", "guided"), FakeEvaluator()
+    guided(study)
+    drive(study, evaluator, 20, lambda _: None)
+    told, propose = [], Guide.propose
+
+    def spy(self, observed, generator, tried, running):
+        told.append(list(running))
+        return propose(self, observed, generator, tried, running)
+
+    monkeypatch.setattr(Guide, "propose", spy)
+    agenda = Agenda(study, evaluator, 30, lambda _: None)
+    plans = [agenda.next().plan for _ in range(4)]
+    assert [told[0], told[-1]] == [[], plans[:3]]
+    assert len(set(plans)) == 4
 
 
 def test_studies_mix_and_resume_across_samplers(tmp_path: Path) -> None:
@@ -91,7 +99,7 @@ def test_why_there_is_no_guide_is_kept(tmp_path: Path) -> None:
         asked.append(1)
         return "a reason"
 
-    sampler.attach(make, study.parameters, list, list)
+    sampler.attach(make, study, ["size_bytes"])
     drive(study, FakeEvaluator(), 3, lambda _: None)
     assert (asked, sampler.reason) == ([], "")  # baselines need none
     drive(study, FakeEvaluator(), 20, lambda _: None)
