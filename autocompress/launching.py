@@ -192,10 +192,15 @@ def launch(
         )
         if latency and unfinished and device is None:
             set_latency_model(study, evaluator, report)
-        set_guide(study, evaluator, report)
         notes = [
             drive(
-                study, evaluator, total, report, executor=executor, until_converged=until_converged
+                study,
+                evaluator,
+                total,
+                report,
+                executor=executor,
+                until_converged=until_converged,
+                oracle=set_guide(study, evaluator, report),
             ),
             finish(study, evaluator, report),
             _missing(len(due(study, recipe, target.name))),

@@ -685,7 +685,7 @@ def test_guided_profiles_once_and_goes_on_with_what_it_has(tmp_path: Path) -> No
     run = run_search(tmp_path / "run", task, sampler="guided", trials=14, progress=notes.append)
     assert completed(run) == 14
     profiled = [p for p in notes if p.what == "effects profiled"]
-    assert [p.done for p in profiled] == list(range(profiled[-1].total + 1))
+    assert [p.done for p in profiled] == list(range(1, profiled[-1].total + 1))
     told = [p.note for p in notes if "plans tried on the calibration inputs" in p.note]
     form = re.compile(r"^(\d+) plans .* so far, in [\d.]+ s, as long as [\d.]+ evaluations$")
     costs = [form.search(note) for note in told]

@@ -15,6 +15,7 @@ from optuna.trial import Trial
 
 from autocompress.cost.estimate import Estimate
 from autocompress.errors import TaskError
+from autocompress.searching.oracle import Effect, Oracle
 from autocompress.searching.progress import (
     Progress,
     ProgressCallback,
@@ -52,7 +53,8 @@ class Job:
     """A plan to evaluate, and what is known of it before.
 
     ``baseline``: what every study scores it as, "" for other plans; ``trial``: what the sampler
-    knows it by; ``tries``: workers that were lost while they evaluated it.
+    knows it by; ``question``: only its effect on the outputs is asked for; ``tries``: workers that
+    were lost while they evaluated it.
     """
 
     plan: Plan
@@ -60,6 +62,7 @@ class Job:
     baseline: str = ""
     estimate: Estimate | None = None
     trial: Trial | None = None
+    question: bool = False
     tries: int = 0
 
     @property
@@ -93,8 +96,8 @@ class Agenda:
     Completed scores count, baselines among them; failures, repeated plans and plans that are
     predicted to be over budget do not. Baselines are built whatever is predicted, so that there is
     always something to show. ``until_converged``: or until so little of the hypervolume is still to
-    gain (:func:`to_gain`). ``note``: why it ended early, or ""; ``rungs``: those of the recipes
-    that it may give out.
+    gain (:func:`to_gain`). ``oracle``: what it wants to know is asked before the sampler is.
+    ``note``: why it ended early, or ""; ``rungs``: those of the recipes that it may give out.
     """
 
     rungs = (0,)
@@ -107,12 +110,16 @@ class Agenda:
         progress: ProgressCallback,
         *,
         until_converged: bool = False,
+        oracle: Oracle | None = None,
     ) -> None:
         self.study, self.trials, self.note = study, trials, ""
         self._evaluator, self._progress, self._until = evaluator, progress, until_converged
         self._recipe = Recipe(seed=evaluator.seed)
         self._ended, self._dry = False, -1
         self._lost: list[Job] = []  # to be given out once more
+        self._oracle = oracle
+        self._questions = [p for p in oracle.wanted if p not in oracle.known] if oracle else []
+        self._asked: list[Plan] = []  # questions that are out
         baselines = study.parameters.space.baselines()
         target = evaluator.target.name
         # first those without which a front has nothing to beat, however many trials there are
@@ -141,7 +148,12 @@ class Agenda:
     def finished(self) -> bool:
         """Tell whether there is nothing more to give out, and nothing out that may come back."""
         done = self.study.completed >= self.trials and not self._pressing
-        return (self._ended or done) and not self.study.running
+        return (self._ended or done) and not self._out
+
+    @property
+    def _out(self) -> int:
+        """Return how many jobs are out."""
+        return len(self.study.running) + len(self._asked)
 
     @property
     def _pressing(self) -> bool:
@@ -155,7 +167,7 @@ class Agenda:
     def interrupted(self) -> None:
         """Stop, and tell the user how to leave at once."""
         self.stop()
-        count = len(self.study.running)
+        count = self._out
         trials = "the running trial" if count == 1 else f"{count} running trials"
         self._progress(Progress(0, 1, note=f"finishing {trials}; Ctrl-C once more leaves at once"))
 
@@ -169,37 +181,45 @@ class Agenda:
                 return self._give(self._lost.pop(0))
             if study.running and self._dry == len(study.scores):
                 return None  # nothing was found, and nothing is new
-            found = self._choose()
-            if isinstance(found, str):
-                if not study.running:
-                    self.note, self._ended = found, True
+            job = self._choose()
+            if isinstance(job, str):
+                if not self._out:
+                    self.note, self._ended = job, True
                 self._dry = len(study.scores)
                 return None
-            label, plan, trial = found
-            estimate = self._evaluator.estimate(plan) if study.budget else None
-            job = Job(plan, self._recipe, label, estimate, trial)
-            if estimate is None or label or not _surely_over(estimate, study):
+            if job is None or job.question:
+                return job and self._give(job)
+            job.estimate = self._evaluator.estimate(job.plan) if study.budget else None
+            if job.estimate is None or job.baseline or not _surely_over(job.estimate, study):
                 self._misses = 0
                 return self._give(job)
-            guess = study.nearest_accuracy(plan)
-            over = self._evaluator.over_budget(plan, self._recipe, estimate, guess)
-            study.add(over, trial)
+            guess = study.nearest_accuracy(job.plan)
+            over = self._evaluator.over_budget(job.plan, self._recipe, job.estimate, guess)
+            study.add(over, job.trial)
             self._misses += 1
         return None
 
     def _give(self, job: Job) -> Job:
-        self.study.running.append(job.plan)
+        (self._asked if job.question else self.study.running).append(job.plan)
         return job
 
-    def _choose(self) -> tuple[str, Plan, Trial | None] | str:
-        """Return label, plan and trial of what to evaluate next, or why there is nothing."""
+    def _take(self, job: Job) -> None:
+        (self._asked if job.question else self.study.running).remove(job.plan)
+
+    def _choose(self) -> Job | str | None:
+        """Return what to evaluate next or why there is nothing, None for a while of waiting."""
         study, done = self.study, self.study.completed
         if self._waiting:
-            return (*self._waiting.pop(0), None)
+            label, plan = self._waiting.pop(0)
+            return Job(plan, self._recipe, label)
         if self._until and to_gain(study) < _LITTLE:
             return f"the search has converged after {done} trials"
         if self._hopeless:
             return f"the search ended after {done} trials: {self._hopeless}"
+        if self._questions:
+            return Job(self._questions.pop(0), self._recipe, question=True)
+        if self._asked:
+            return None
         proposal, reason = None, "no other plan is found that may meet the budget"
         if self._misses < _MISSES:
             proposal, reason = self._propose(), "every plan it finds has been scored"
@@ -208,15 +228,18 @@ class Agenda:
         if proposal is None:
             return f"the search ended after {done} trials: {reason}"
         trial, plan = proposal
-        return "", plan, trial
+        return Job(plan, self._recipe, trial=trial)
 
-    def done(self, job: Job, score: Score) -> Score:
-        """Record the score of a job and return it with its number.
+    def done(self, job: Job, found: Score | Effect) -> None:
+        """Record what was found of a job.
 
         Raises TaskError after three failures in a row at the start, or twenty later.
         """
-        self.study.running.remove(job.plan)
-        score = self.study.add(score, job.trial)
+        self._take(job)
+        if isinstance(found, Effect):
+            self._learn(job.plan, found)
+            return
+        score = self.study.add(found, job.trial)
         done = self.study.completed
         if score.outcome == "failed":
             self._failures += 1
@@ -232,7 +255,19 @@ class Agenda:
         else:
             self._failures = 0
         self._progress(Progress(done, self.trials, score, best_so_far(self.study)))
-        return score
+
+    def _learn(self, plan: Plan, found: Effect) -> None:
+        """Tell the oracle an answer; after one that cannot be had no more is asked."""
+        oracle = self._oracle
+        assert oracle is not None
+        if found.trouble:
+            oracle.trouble = oracle.trouble or found.trouble
+            self._questions.clear()
+            return
+        oracle.learn(plan, found.loss, found.seconds)
+        every = len(oracle.wanted)
+        done = every - len(self._questions) - len(self._asked)
+        self._progress(Progress(done, every, what="effects profiled"))
 
     def lost(self, job: Job, message: str) -> None:
         """Take note that the worker of a job was lost: it is given out once more, then a failure.
@@ -243,12 +278,16 @@ class Agenda:
         if job.tries > 1:
             self.failed(job, f"{message}, twice")
             return
-        self.study.running.remove(job.plan)
+        self._take(job)
         self._lost.append(job)
 
-    def failed(self, job: Job, message: str) -> Score:
+    def failed(self, job: Job, message: str) -> None:
         """Record that a job failed, with a sentence; raise TaskError as ``done`` does."""
-        return self.done(job, self._evaluator.failed(job.plan, job.recipe, job.baseline, message))
+        if job.question:
+            self.done(job, Effect(trouble=message))
+        else:
+            failed = self._evaluator.failed(job.plan, job.recipe, job.baseline, message)
+            self.done(job, failed)
 
     def _propose(self) -> tuple[Trial, Plan] | None:
         """Return a trial whose plan has no score yet, None if none is found.

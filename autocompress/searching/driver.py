@@ -9,6 +9,7 @@ from autocompress.searching.agenda import Agenda
 from autocompress.searching.evaluate import Evaluator
 from autocompress.searching.executors import Executor, Serial
 from autocompress.searching.executors.markers import work_folder
+from autocompress.searching.oracle import Oracle
 from autocompress.searching.progress import Progress, ProgressCallback
 from autocompress.searching.study import Study
 
@@ -23,13 +24,17 @@ def drive(
     *,
     executor: Executor | None = None,
     until_converged: bool = False,
+    oracle: Oracle | None = None,
 ) -> str:
     """Search until ``trials`` scores exist (:class:`Agenda`); return why it ended early, or "".
 
-    ``executor``: what evaluates the plans, by default this process, one after another.
+    ``executor``: what evaluates the plans, by default this process, one after another;
+    ``oracle``: what the sampler asks.
     """
     tidy(study, evaluator)
-    agenda = Agenda(study, evaluator, trials, progress, until_converged=until_converged)
+    agenda = Agenda(
+        study, evaluator, trials, progress, until_converged=until_converged, oracle=oracle
+    )
     with work_folder(evaluator.directory):
         (executor or Serial()).run(agenda, evaluator)
     return agenda.note

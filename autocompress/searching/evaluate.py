@@ -21,6 +21,7 @@ from autocompress.report.front import Pick
 from autocompress.searching.allocation import sweep
 from autocompress.searching.cost_tables import cost_tables
 from autocompress.searching.intervals import Mean, mean_of
+from autocompress.searching.oracle import Effect
 from autocompress.spec.budget import Budget
 from autocompress.spec.plan import Plan, Recipe
 from autocompress.spec.score import OBJECTIVES, Score
@@ -29,6 +30,7 @@ from autocompress.targets.base import Session, Target
 from autocompress.targets.timing import Timing, cpu_features, measure, openings
 from autocompress.tasks.base import Task
 from autocompress.transforms.compress import Compressor, Options
+from autocompress.transforms.effect import Effects
 
 __all__ = ["Evaluator"]
 
@@ -120,6 +122,25 @@ class Evaluator:
     def references(self) -> tuple[Session, ...]:
         """The openings of the uncompressed model's file, which is built where it is not there."""
         return openings(self._open_reference(), 4.0)
+
+    @cached_property
+    def effects(self) -> Effects:
+        """The divergences of plans; what it holds in memory, ``drop_effects`` gives back."""
+        return Effects(self.compressor)
+
+    def drop_effects(self) -> None:
+        """Give back the memory that effects take."""
+        self.__dict__.pop("effects", None)
+
+    def effect(self, plan: Plan) -> Effect:
+        """Return what a plan does to the outputs on the calibration inputs, without a file."""
+        start = time.perf_counter()
+        try:
+            loss = self.effects(plan)
+        except Exception as error:
+            kind = "" if isinstance(error, AutocompressError) else f"{type(error).__name__}: "
+            return Effect(trouble=kind + _words(error))
+        return Effect(loss, time.perf_counter() - start)
 
     @property
     def reference_path(self) -> Path:

@@ -3,24 +3,41 @@
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from autocompress.errors import PlanError, RunError
 from autocompress.spec.plan import Plan
 
-__all__ = ["Oracle"]
+__all__ = ["Effect", "Oracle"]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A plan's divergence and the seconds that it took, or why it cannot be had."""
+
+    loss: float = math.nan
+    seconds: float = 0.0
+    trouble: str = ""
 
 
 class Oracle:
     """Answers what a plan does to the outputs, and keeps the answers in a file, a line each.
 
-    ``effect`` computes a divergence. ``seconds``: what was spent on answers, in this run and in
-    those before that the file tells of. Raises RunError for a file that cannot be read or written.
+    ``effect`` computes a divergence; ``wanted``: plans whose divergence is needed before all
+    others, which an agenda has computed by its workers. ``seconds``: what was spent on answers, in
+    this run and in those before that the file tells of; ``trouble``: why what is wanted cannot be
+    had, or "". Raises RunError for a file that cannot be read or written.
     """
 
-    def __init__(self, effect: Callable[[Plan], float], path: Path | None = None) -> None:
-        self._effect, self._path = effect, path
+    def __init__(
+        self,
+        effect: Callable[[Plan], float],
+        path: Path | None = None,
+        wanted: Sequence[Plan] = (),
+    ) -> None:
+        self._effect, self._path, self.wanted, self.trouble = effect, path, wanted, ""
         self.known: dict[Plan, float] = {}
         self.seconds = 0.0
         if path is not None and path.exists():
@@ -54,19 +71,16 @@ class Oracle:
         if plan not in self.known:
             start = time.perf_counter()
             loss = self._effect(plan)
-            seconds = time.perf_counter() - start
+            self.learn(plan, loss, time.perf_counter() - start)
+        return self.known[plan]
+
+    def learn(self, plan: Plan, loss: float, seconds: float = 0.0) -> None:
+        """Keep an answer, and what was spent on it."""
+        if plan not in self.known:
             if self._path is not None:
                 self._write(plan, loss, seconds)
             self.known[plan] = loss
             self.seconds += seconds
-        return self.known[plan]
-
-    def learn(self, plan: Plan, loss: float) -> None:
-        """Keep an answer that was computed elsewhere, at no cost here."""
-        if plan not in self.known:
-            if self._path is not None:
-                self._write(plan, loss, 0.0)
-            self.known[plan] = loss
 
     def _write(self, plan: Plan, loss: float, seconds: float) -> None:
         assert self._path is not None

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -9,13 +10,13 @@ from autocompress.cost.calibrate import Calibration, calibration_path, load_cali
 from autocompress.cost.calibrate import calibrate as measure_calibration
 from autocompress.cost.terms import terms
 from autocompress.cost.workload import workload
-from autocompress.errors import AutocompressError, RunError
+from autocompress.errors import AutocompressError
 from autocompress.models.network import Network
 from autocompress.searching.cost_tables import cost_tables
 from autocompress.searching.evaluate import Evaluator
 from autocompress.searching.guide import Guide
 from autocompress.searching.oracle import Oracle
-from autocompress.searching.profile import companions_of, groups_of, profile
+from autocompress.searching.profile import companions_of, groups_of, profile, questions
 from autocompress.searching.progress import Progress, ProgressCallback
 from autocompress.searching.samplers import GuidedSampler
 from autocompress.searching.study import Study
@@ -23,22 +24,28 @@ from autocompress.spec.budget import LIMITS
 from autocompress.spec.score import OBJECTIVES
 from autocompress.spec.space import SearchSpace
 from autocompress.targets import Target
-from autocompress.transforms.effect import Effects
 from autocompress.transforms.sketch import sketch
 
 __all__ = ["set_guide", "set_latency_model", "tell_cost"]
 
 
-def set_guide(study: Study, evaluator: Evaluator, progress: ProgressCallback) -> None:
+def set_guide(study: Study, evaluator: Evaluator, progress: ProgressCallback) -> Oracle | None:
     """Give a study's sampler the means to make its guide, if it is the guided one.
 
-    The profile is kept in ``profile/`` of the run directory, an answer a line, so that one that was
-    interrupted goes on. Without a profile, or costs that are predicted, there is no guide and
-    another sampler proposes; progress says why, and the sampler's ``reason``.
+    Returns the oracle that the guide asks. The profile, which it wants first, is kept in
+    ``profile/`` of the run directory, an answer a line, so that one that was interrupted goes on.
+    Without a profile, or costs that are predicted, there is no guide and another sampler proposes;
+    progress says why, and the sampler's ``reason``.
     """
-    sampler = study.sampler
+    sampler, space = study.sampler, study.parameters.space
     if not isinstance(sampler, GuidedSampler):
-        return
+        return None
+    companions = companions_of(evaluator.network, space)
+    oracle = Oracle(
+        lambda plan: evaluator.effects(plan),
+        evaluator.directory / "profile" / "effects.jsonl",
+        questions(space, companions),
+    )
     limits = {
         field: float(getattr(study.budget, name))
         for name, field in LIMITS.items()
@@ -50,7 +57,7 @@ def set_guide(study: Study, evaluator: Evaluator, progress: ProgressCallback) ->
     fields = list(dict.fromkeys([*improved, *limits]))
 
     def make() -> Guide | str:
-        found = _guide(study, evaluator, progress, fields, limits)
+        found = _guide(study, evaluator, oracle, companions, fields, limits)
         if isinstance(found, str):
             progress(Progress(0, 1, note=f"not guided, tpe proposes: {found}"))
         else:
@@ -58,6 +65,7 @@ def set_guide(study: Study, evaluator: Evaluator, progress: ProgressCallback) ->
         return found
 
     sampler.attach(make, study, fields)
+    return oracle
 
 
 def tell_cost(study: Study, progress: ProgressCallback) -> None:
@@ -78,24 +86,16 @@ def _cost(study: Study, guide: Guide) -> str:
 def _guide(
     study: Study,
     evaluator: Evaluator,
-    progress: ProgressCallback,
+    oracle: Oracle,
+    companions: Mapping[str, tuple[str, ...]],
     fields: list[str],
     limits: dict[str, float],
 ) -> Guide | str:
     """Return a study's guide, or why there is none."""
+    if oracle.trouble:
+        return f"the profile cannot be made ({oracle.trouble})"
     space, network = study.parameters.space, evaluator.network
-    path = evaluator.directory / "profile" / "effects.jsonl"
-    oracle = Oracle(Effects(evaluator.compressor), path)
-
-    def told(done: int, every: int) -> None:
-        progress(Progress(done, every, what="effects profiled"))
-
-    try:
-        known = profile(space, oracle, companions_of(network, space), told)
-    except RunError:  # nothing can be written
-        raise
-    except AutocompressError as error:
-        return f"the profile cannot be made ({error})"
+    known = profile(space, oracle, companions)
     effects = [effect for values in known.effects.values() for effect in values if effect > 0]
     if effects and not any(effect < math.inf for effect in effects):
         return "the outputs on the calibration inputs are no numbers"

@@ -1,7 +1,7 @@
 """The profile: what each value of a space does to a network's outputs by itself."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from autocompress.models.network import Network
@@ -9,7 +9,7 @@ from autocompress.searching.oracle import Oracle
 from autocompress.spec.plan import Plan, split_name
 from autocompress.spec.space import SearchSpace
 
-__all__ = ["Profile", "companions_of", "groups_of", "profile"]
+__all__ = ["Profile", "companions_of", "groups_of", "profile", "questions"]
 
 
 def groups_of(network: Network, space: SearchSpace) -> dict[str, str]:
@@ -52,33 +52,46 @@ class Profile:
     base: float
 
 
+def _wanted(space: SearchSpace) -> list[tuple[str, int]]:
+    """Return the knobs and places whose effects are computed: the others are interpolated."""
+    return [
+        (name, place)
+        for name, values in space.knobs.items()
+        for place in range(0, len(values) - 1, 2 if len(values) > 3 else 1)
+    ]
+
+
+def questions(space: SearchSpace, companions: Mapping[str, tuple[str, ...]]) -> list[Plan]:
+    """Return the plans that a profile asks an oracle about, each once."""
+    alone = (
+        _alone(space, name, space.knobs[name][place], companions.get(name, (name,)))
+        for name, place in _wanted(space)
+    )
+    return list(dict.fromkeys([_whole(space), *alone]))
+
+
 def profile(
-    space: SearchSpace,
-    oracle: Oracle,
-    companions: Mapping[str, tuple[str, ...]],
-    progress: Callable[[int, int], None] = lambda *_: None,
+    space: SearchSpace, oracle: Oracle, companions: Mapping[str, tuple[str, ...]]
 ) -> Profile:
-    """Return the effects of a space's values; ``progress`` is told done and all.
+    """Return the effects of a space's values.
 
     Each is that of a network that is uncompressed but for the value, so that what lies before it
     need not be computed. Of a knob with four values or more every second one is computed, from the
     lowest up; the logarithm of what lies between is interpolated, that of the last but one
     extrapolated. Values that have an effect only together are set together, and share it.
     """
-    base = oracle(Plan({name: values[-1] for name, values in space.knobs.items()}))
-    wanted = [
-        (name, place)
-        for name, values in space.knobs.items()
-        for place in range(0, len(values) - 1, 2 if len(values) > 3 else 1)
-    ]
     found: dict[str, dict[int, float]] = {}
-    for done, (name, place) in enumerate(wanted):
-        progress(done, len(wanted))
+    for name, place in _wanted(space):
         together = companions.get(name, (name,))
         effect = oracle(_alone(space, name, space.knobs[name][place], together))
         found.setdefault(name, {})[place] = effect / len(together)
-    progress(len(wanted), len(wanted))
-    return Profile({n: _filled(few, len(space.knobs[n])) for n, few in found.items()}, base)
+    effects = {name: _filled(few, len(space.knobs[name])) for name, few in found.items()}
+    return Profile(effects, oracle(_whole(space)))
+
+
+def _whole(space: SearchSpace) -> Plan:
+    """Return the plan that has the highest value of every knob."""
+    return Plan({name: values[-1] for name, values in space.knobs.items()})
 
 
 def _alone(space: SearchSpace, name: str, value: float, together: Sequence[str]) -> Plan:

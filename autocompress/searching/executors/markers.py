@@ -45,8 +45,8 @@ class Marker:
     @contextlib.contextmanager
     def busy(self, job: Job) -> Iterator[None]:
         """Say that a job is being done, while it is."""
-        settings = len(job.plan.settings)
-        what = job.baseline or f"a plan of {settings} settings, {job.plan.digest[:8]}"
+        plan = f"a plan of {len(job.plan.settings)} settings, {job.plan.digest[:8]}"
+        what = job.baseline or (f"the profile, {plan}" if job.question else plan)
         self._show({"what": what, "since": time.time()})
         try:
             yield

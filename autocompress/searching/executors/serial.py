@@ -46,8 +46,8 @@ class Serial:
         if self._marker is None:
             self._marker = Marker(evaluator.directory)
         with self._marker.busy(job):
-            score = evaluator(*job.arguments)
-        agenda.done(job, score)
+            found = evaluator.effect(job.plan) if job.question else evaluator(*job.arguments)
+        agenda.done(job, found)
 
     def _in_child(self, agenda: Agenda, evaluator: "Evaluator", job: Job) -> None:
         from autocompress.searching.executors.child import Child, LostError, TimeLimitError

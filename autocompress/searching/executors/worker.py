@@ -23,6 +23,7 @@ from autocompress.cost.estimate import Lesson
 from autocompress.errors import RunError, TaskError
 from autocompress.searching.agenda import Job
 from autocompress.searching.executors.markers import Marker
+from autocompress.searching.oracle import Effect
 from autocompress.spec.files import write_whole
 from autocompress.spec.score import Score
 
@@ -44,11 +45,11 @@ class Parcel(NamedTuple):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a worker found: a score, what there is to learn, and the file's bytes."""
+    """What a worker found, what there is to learn from a score, and the file's bytes."""
 
-    score: Score
-    lesson: Lesson | None
-    content: bytes
+    found: Score | Effect
+    lesson: Lesson | None = None
+    content: bytes = b""
 
 
 def pack(evaluator: "Evaluator", memory_bytes: int | None = None) -> Parcel:
@@ -90,9 +91,16 @@ class Worker:
             yield Path(folder)
 
     def __call__(self, job: Job, threads: int | None = None) -> Answer:
-        """Evaluate a plan, with so many threads of third-party libraries (None: as they like)."""
+        """Do a job, with so many threads of third-party libraries (None: as they like)."""
         limited = threads_limited(threads) if threads else contextlib.nullcontext()
-        with limited, self._folder() as folder, self._marker.busy(job):
+        with limited, self._marker.busy(job):
+            if job.question:
+                return Answer(self.evaluator.effect(job.plan))
+            self.evaluator.drop_effects()
+            return self._evaluated(job)
+
+    def _evaluated(self, job: Job) -> Answer:
+        with self._folder() as folder:
             with memory_limited(self._memory_bytes):
                 score, lesson = self.evaluator.evaluate(*job.arguments)
             if score.outcome == "ok":
@@ -100,20 +108,20 @@ class Worker:
         if self._memory_bytes is not None and _WANT.search(score.message):
             most = f"a trial may take {self._memory_bytes:,} bytes"
             score = replace(score, message=f"out of memory, {most}: {score.message}")
-        return Answer(score, None, b"")
+        return Answer(score)
 
 
-def receive(evaluator: "Evaluator", job: Job, answer: Answer) -> Score:
+def receive(evaluator: "Evaluator", job: Job, answer: Answer) -> Score | Effect:
     """Write a worker's file, learn from it, and return the score: a failure if it is not to be."""
-    path = evaluator.path(job.plan, job.recipe)
-    if answer.score.outcome == "ok":
+    found = answer.found
+    if isinstance(found, Score) and found.outcome == "ok":
         try:
-            write_whole(path, answer.content)
+            write_whole(evaluator.path(job.plan, job.recipe), answer.content)
         except RunError as error:
             return evaluator.failed(job.plan, job.recipe, job.baseline, str(error))
-    if answer.lesson is not None:
-        evaluator.estimator.learn(answer.lesson, answer.score.latency_ms)
-    return answer.score
+        if answer.lesson is not None:
+            evaluator.estimator.learn(answer.lesson, found.latency_ms)
+    return found
 
 
 @contextlib.contextmanager

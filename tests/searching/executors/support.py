@@ -14,7 +14,9 @@ from tests.searching.test_evaluate import make_evaluator
 SPACE = SearchSpace({"0/keep": (0.5, 0.75, 1.0), "0/w_bits": (2, 4, 8), "2/w_bits": (2, 4, 8)})
 
 
-def searched(directory: Path, executor, trials: int, evaluate=None, progress=lambda _: None):
+def searched(
+    directory: Path, executor, trials: int, evaluate=None, progress=lambda _: None, oracle=None
+):
     """Search and return the study; the evaluator's task has ``evaluate``."""
     (directory / "artifacts").mkdir(parents=True, exist_ok=True)
     study = Study(
@@ -25,5 +27,5 @@ def searched(directory: Path, executor, trials: int, evaluate=None, progress=lam
         budget=Budget(),
     )
     evaluator = make_evaluator(directory, evaluate=evaluate)
-    drive(study, evaluator, trials, progress, executor=executor)
+    drive(study, evaluator, trials, progress, executor=executor, oracle=oracle)
     return study

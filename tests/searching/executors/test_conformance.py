@@ -13,8 +13,13 @@ import pytest
 
 from autocompress.errors import TaskError
 from autocompress.searching.executors import Serial, make_executor, worker
+from autocompress.searching.oracle import Oracle
+from autocompress.searching.profile import questions
 from autocompress.spec.execution import Execution
+from autocompress.spec.plan import Plan
+from autocompress.transforms.effect import Effects
 from tests.searching.executors.support import SPACE, searched
+from tests.searching.test_evaluate import make_evaluator
 
 FAR = 600.0  # seconds, a limit that is never met
 LARGE = 0.0122  # made-up milliseconds of the uncompressed file alone
@@ -75,6 +80,30 @@ def test_all_is_evaluated_once_and_as_anywhere(tmp_path, make, name):
         assert (score.accuracy, score.sha256) == (other.accuracy, other.sha256)
         assert (score.baseline, score.macs) == (other.baseline, other.macs)
     assert not (tmp_path / "run" / "work").exists()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_questions_are_answered_before_the_sampler_is_asked(tmp_path, make, name):
+    oracle, told = Oracle(None, wanted=questions(SPACE, {})), []
+    study = searched(tmp_path, make(name), 20, progress=told.append, oracle=oracle)
+    assert study.completed == 20
+    direct = Effects(make_evaluator(tmp_path).compressor)
+    assert oracle.known == {plan: pytest.approx(direct(plan)) for plan in oracle.wanted}
+    assert oracle.seconds > 0
+    steps = [(step.done, step.total) for step in told if step.what == "effects profiled"]
+    assert steps == [(done, len(oracle.wanted)) for done in range(1, len(oracle.wanted) + 1)]
+    proposed = [step.score for step in told if step.score and not step.score.baseline]
+    last = max(place for place, step in enumerate(told) if step.what == "effects profiled")
+    assert told.index(next(s for s in told if s.score is proposed[0])) > last
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_question_that_has_no_answer_ends_the_asking(tmp_path, make, name):
+    wanted = [Plan({"nobody/keep": tenths / 10}) for tenths in range(1, 9)]
+    oracle = Oracle(None, wanted=wanted)
+    assert searched(tmp_path, make(name), 20, oracle=oracle).completed == 20
+    assert "nobody" in oracle.trouble
+    assert not oracle.known
 
 
 @pytest.mark.parametrize("name", NAMES)

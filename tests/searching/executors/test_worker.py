@@ -37,7 +37,7 @@ def test_a_run_on_another_machine_needs_nothing_of_this_one(tmp_path):
     evaluator.reference_path.unlink()
     (tmp_path / "here" / "artifacts").rmdir()
     (tmp_path / "here").rmdir()
-    assert Worker(parcel)(JOB).score.outcome == "ok"
+    assert Worker(parcel)(JOB).found.outcome == "ok"
     assert not (tmp_path / "here").exists()
 
 
