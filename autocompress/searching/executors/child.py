@@ -109,7 +109,8 @@ def _main(handle: int, parent: int) -> None:
     _die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides
     pipe: Connection[Any, Any] = Connection(handle)
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+    quiet = (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt)
+    with contextlib.suppress(*quiet):
         parcel = pipe.recv()
         try:
             worker = Worker(parcel)

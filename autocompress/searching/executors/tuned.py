@@ -24,6 +24,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 from ray import tune
+from ray._private import worker as ray_worker
 from ray.tune.execution import tune_controller
 from ray.tune.utils.object_cache import _ObjectCache
 
@@ -234,7 +235,9 @@ class Tuned:
                     ours.enter_context(mock.patch.dict(os.environ, {MARK: folder.name}))
                 ours.callback(ray.shutdown)
                 try:
-                    with silence():
+                    # the dead are told by the agenda
+                    deaf = mock.patch.object(ray_worker, "listen_error_messages")
+                    with silence(), deaf:
                         ray.init(
                             log_to_driver=False,
                             configure_logging=False,
