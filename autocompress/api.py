@@ -141,9 +141,9 @@ class Run:
 
         ``sampler``: another one goes on from now on, with all that is known; ``until_converged``:
         or until next to nothing is still to gain; ``execution``: fields of ``Execution`` that are
-        other than before, such as ``workers``. Returns this run with its new scores. Raises
-        RunError if model, data, space or target have changed, TaskError if the task was given in
-        Python and is not given to ``open_run`` now.
+        other than before, such as ``workers``; limits of None are taken off. Returns this run with
+        its new scores. Raises RunError if model, data, space or target have changed, TaskError if
+        the task was given in Python and is not given to ``open_run`` now.
         """
         if trials is not None and (
             isinstance(trials, bool) or not isinstance(trials, int) or trials < 1
@@ -154,7 +154,8 @@ class Run:
         total = self.config.trials if trials is None else done + trials
         if self.task is None:
             self._task_options()
-        config = self.config.override(sampler=sampler, **(execution or {}))
+        how = self.config.execution.changed({} if execution is None else execution)
+        config = replace(self.config.override(sampler=sampler), execution=how)
         new = launch(
             replace(config, storage=self.storage or config.storage),
             self.directory,

@@ -41,7 +41,8 @@ def _number(
 
 
 _COUNT = _number(int, 0, " of at least 1")
-_SEED = _number(int, -1, " of at least 0")
+_SEED = _MEMORY = _number(int, -1, " of at least 0")
+_SECONDS = _number(float, math.nextafter(0, -1), " of at least 0")
 _LIMIT = _number(float, 0, " above 0")
 _BYTES = _number(int, 0, " (bytes) above 0")
 _ANY = _number(float, -math.inf)
@@ -77,8 +78,8 @@ def make_parser(
         add("--storage", metavar="URL", help="database of the study, e.g. postgresql+psycopg://…")
         add("--workers", type=_COUNT, metavar="N", help="processes of Ray; 1: trials in turn")
         add("--ray-address", metavar="ADDR", help="use the Ray cluster that runs there")
-        add("--trial-seconds", type=_LIMIT, metavar="S", help="a trial that takes more has failed")
-        add("--trial-memory", type=_BYTES, metavar="BYTES", help="memory that a trial may add")
+        add("--trial-seconds", type=_SECONDS, metavar="S", help="most that a trial takes; 0: any")
+        add("--trial-memory", type=_MEMORY, metavar="BYTES", help="most that a trial adds; 0: any")
 
     def sampler(sub: argparse.ArgumentParser, text: str) -> None:
         sub.add_argument("--sampler", metavar="NAME", help=text)

@@ -216,9 +216,9 @@ def _search(parsed: argparse.Namespace) -> int:
         "target": parsed.target,
         "seed": parsed.seed,
         "storage": parsed.storage,
-        **_execution(parsed),
     }
     overrides = {name: value for name, value in given.items() if value is not None}
+    overrides |= _execution(parsed)
     directory = parsed.run_dir or Path("runs") / parsed.config.stem
 
     def start(screen: _Screen) -> "Run":
@@ -237,10 +237,10 @@ def _execution(parsed: argparse.Namespace) -> dict[str, object]:
     given = {
         "workers": 0 if parsed.ray_address and parsed.workers is None else parsed.workers,
         "ray_address": parsed.ray_address,
-        "trial_seconds": parsed.trial_seconds,
-        "trial_memory_bytes": parsed.trial_memory,
     }
-    return {name: value for name, value in given.items() if value is not None}
+    limits = {"trial_seconds": parsed.trial_seconds, "trial_memory_bytes": parsed.trial_memory}
+    said = {name: value for name, value in (given | limits).items() if value is not None}
+    return said | {name: None for name in limits if said.get(name) == 0}
 
 
 def _resume(parsed: argparse.Namespace) -> int:

@@ -152,6 +152,7 @@ def launch(
             objectives=config.objectives,
             budget=config.budget,
             confirm=confirm,
+            tell=lambda text: report(Progress(0, total, note=text)),
         )
         fingerprints = {
             "model": network.fingerprint,
@@ -175,6 +176,7 @@ def launch(
             left := adopt(study, directory, front, theirs, fingerprints, seed=config.seed)
         ):
             report(Progress(0, total, note=left))
+        study.set_note("wanted", total)
         found = Launched(config, study.scores, study.note("floor") or {}, storage)
         recipe = Recipe(seed=config.seed)
         unfinished = study.completed < total or bool(due(study, recipe, target.name))

@@ -194,7 +194,8 @@ class Evaluator:
     def failed(self, plan: Plan, recipe: Recipe, baseline: str, message: str) -> Score:
         """Return the score of a plan whose evaluation failed, with a sentence."""
         common = self._common(plan, recipe)
-        return Score(outcome="failed", message=message, baseline=baseline, **common)
+        text = message.encode(errors="replace").decode()  # whatever a user's exception says
+        return Score(outcome="failed", message=text, baseline=baseline, **common)
 
     def __call__(
         self, plan: Plan, recipe: Recipe, baseline: str = "", estimate: Estimate | None = None

@@ -51,14 +51,15 @@ def is_driven(directory: Path) -> str:
     path = directory / "driver.lock"
     if not path.exists():
         return ""
-    lock = FileLock(path)
+    lock, holder = FileLock(path), ""
+    with contextlib.suppress(OSError):
+        holder = (directory / "driver.txt").read_text().strip()
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        note = directory / "driver.txt"
-        with contextlib.suppress(OSError):
-            return note.read_text().strip() or "another process"
-        return "another process"
+        return holder or "another process"
+    except OSError:  # someone else's directory, which cannot be written
+        return holder if holder and _alive(holder, 0.0) else ""
     lock.release()
     return ""
 

@@ -30,10 +30,14 @@ _STEPS = 10
 def look(
     directory: Path, place: Place, wanted: int, objectives: tuple[str, ...], budget: Budget
 ) -> Status:
-    """Return where a run stands that is to complete ``wanted`` trials; raise RunError."""
+    """Return where a run stands; raise RunError.
+
+    ``wanted``: trials that it is to complete, where its last driver did not say another number.
+    """
     now = time.time()
     with contextlib.closing(place):
         study = place.open()
+        wanted = wanted if study is None else study.user_attrs.get("wanted", wanted)
         trials = [] if study is None else finished(study)
         scores = scores_of(trials, {}, place)
     ends = {

@@ -134,8 +134,9 @@ class Place:
 
     def damaged(self, error: Exception) -> RunError:
         """Return the error of a study that autocompress did not write."""
+        why = repr(error)[:120]
         return RunError(
-            f"A study must be one that autocompress wrote: {self} ({repr(error)[:120]}). "
+            f"A study must be one that autocompress wrote, undamaged: {self} ({why}). "
             "Restore it from a copy, or start in another directory."
         )
 
@@ -143,7 +144,8 @@ class Place:
 class Store:
     """The study at a place, opened or made; written by one driver at a time.
 
-    ``confirm`` is called before each write, and raises where another driver has taken over.
+    ``confirm`` is called before each write, and raises where another driver has taken over;
+    ``tell`` is told what is waited for.
     """
 
     def __init__(
@@ -152,9 +154,10 @@ class Store:
         directions: Sequence[StudyDirection],
         *,
         confirm: Callable[[], None] = lambda: None,
+        tell: Callable[[str], None] = lambda text: None,
         patience: float = _PATIENCE,
     ) -> None:
-        self.place, self._confirm, self._patience = place, confirm, patience
+        self.place, self._confirm, self._tell, self._patience = place, confirm, tell, patience
         if not place.url:
             _mend(place.path)
         found = place.open()
@@ -176,7 +179,10 @@ class Store:
         return dict(self._notes)
 
     def add(self, trial: FrozenTrial) -> None:
-        """Append a finished trial, once; raise RunError if that cannot be done for minutes."""
+        """Append a finished trial, once; raise RunError if that cannot be done for minutes.
+
+        Where the file's folder is gone it is raised at once.
+        """
         trial.set_user_attr(_ID, secrets.token_hex(8))
         own = trial.user_attrs[_ID]
 
@@ -202,6 +208,14 @@ class Store:
                     write()
                 return
             except (OSError, SQLAlchemyError, StorageInternalError) as error:
+                if not self.place.url and not self.place.path.parent.is_dir():
+                    raise RunError(
+                        f"A run directory must stay where it is: {self.place.path.parent} is gone, "
+                        "and what was in it. Start in another."
+                    ) from error
+                if not failed:
+                    cause, most = _first_line(error), self._patience
+                    self._tell(f"waiting for {self.place}, {most:.0f} s at most ({cause})")
                 failed = True
                 if time.monotonic() - start > self._patience:
                     raise RunError(

@@ -56,7 +56,8 @@ class Study:
 
     The working study lives in memory; each finished trial is appended to the store at ``place``,
     so that nothing unfinished is ever there. ``sampler`` is given the number of finished trials, to
-    seed it so that a resumed search does not repeat its proposals. ``confirm``: as a Store's.
+    seed it so that a resumed search does not repeat its proposals. ``confirm``, ``tell``: as a
+    Store's.
     """
 
     def __init__(
@@ -68,13 +69,14 @@ class Study:
         objectives: tuple[str, ...],
         budget: Budget,
         confirm: Callable[[], None] = lambda: None,
+        tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.parameters = parameters
         self.objectives = objectives
         self.budget = budget
         up, down = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
         directions = [up if OBJECTIVES[name].maximize else down for name in objectives]
-        self._store = Store(place, directions, confirm=confirm)
+        self._store = Store(place, directions, confirm=confirm, tell=tell)
         trials = self._store.trials
         self.scores = scores_of(trials, self._store.notes, place)
         self.sampler = sampler(len(self.scores))

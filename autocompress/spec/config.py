@@ -123,12 +123,12 @@ class Config:
     def override(self, **values: Any) -> "Config":
         """Return a copy with other values; fields of the budget and the execution by their names.
 
-        None leaves a value as it is.
+        None leaves a value as it is, but those of the execution.
         """
+        how = {name: values.pop(name) for name in _SECTIONS["run"] if name in values}
         given = {name: value for name, value in values.items() if value is not None}
         limits = {n: given.pop(n) for n in _SECTIONS["budget"] if n in given}
-        how = {n: given.pop(n) for n in _SECTIONS["run"] if n in given}
-        budget, execution = replace(self.budget, **limits), replace(self.execution, **how)
+        budget, execution = replace(self.budget, **limits), self.execution.changed(how)
         return replace(self, budget=budget, execution=execution, **given)
 
     def to_toml(self) -> str:

@@ -1,8 +1,10 @@
 """Execution: how a search is carried out, which changes nothing of what is searched."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
-from autocompress.errors import InputError
+from autocompress.errors import InputError, unknown
 
 __all__ = ["Execution"]
 
@@ -38,6 +40,24 @@ class Execution:
             number = isinstance(value, kinds) and not isinstance(value, bool)
             if value is not None and not (number and 0 < value <= _MOST):
                 raise InputError(f"{name} must be {what} above 0, not {value!r}.")
+
+    def changed(self, given: Mapping[str, Any]) -> "Execution":
+        """Return a copy with other values by name; ``workers`` alone are of this machine again.
+
+        Raises InputError for an unknown name, or a value that cannot be.
+        """
+        if not isinstance(given, Mapping):
+            raise InputError(f"An execution is given as values by name, not as {given!r}.")
+        known = [field.name for field in fields(self)]
+        for name in given:
+            if name not in known:
+                raise InputError(unknown("option of the execution", str(name), known))
+        values = dict(given)
+        if "workers" in values:
+            values.setdefault("ray_address", "")
+        elif values.get("ray_address") == "" and self.workers == 0:
+            values["workers"] = 1
+        return replace(self, **values)
 
     @property
     def limited(self) -> bool:

@@ -1,5 +1,6 @@
 """Every kind of store keeps finished trials and notes, each once, whatever fails meanwhile."""
 
+import shutil
 import sqlite3
 import tempfile
 import threading
@@ -131,13 +132,24 @@ def test_a_journal_is_mended_where_a_line_was_torn(place, monkeypatch, tmp_path)
 
 def test_what_cannot_be_written_for_long_is_an_error(place, monkeypatch):
     monkeypatch.setattr(module, "_PAUSE", 0.01)
-    store = Store(place("journal"), DIRECTIONS, patience=0.05)
+    told = []
+    store = Store(place("journal"), DIRECTIONS, patience=0.05, tell=told.append)
 
     def full(frozen):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(store._study, "add_trial", full)
     with pytest.raises(RunError, match=r"must be writable.*No space left"):
+        store.add(trial(0))
+    assert len(told) == 1
+    assert "No space left" in told[0]
+
+
+def test_a_folder_that_is_gone_is_not_waited_for(tmp_path):
+    (tmp_path / "run").mkdir()
+    store = Store(Place(tmp_path / "run" / "study.log"), DIRECTIONS)
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(RunError, match=r"run is gone, and what was in it\. Start in another"):
         store.add(trial(0))
 
 

@@ -78,16 +78,17 @@ class Child:
         return found
 
     def _lost(self) -> LostError:
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it may be on its way out
+            self._process.wait(1.0)
+        code = self._process.poll()
+        how = "it answers no more"
+        if code is not None:
+            how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
         self.close()
-        code = self._process.returncode
-        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
         return LostError(f"the worker was lost ({how})")
 
     def close(self) -> None:
         """End the process."""
-        if self._process.poll() is None and not self._pipe.closed:
-            with contextlib.suppress(subprocess.TimeoutExpired):  # it may be on its way out
-                self._process.wait(0.2 if self._pipe.poll(0) else 0)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()

@@ -11,6 +11,8 @@ import faulthandler
 import logging
 import os
 import socket
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +30,7 @@ from ray._private import worker as ray_worker
 from ray.tune.execution import tune_controller
 from ray.tune.utils.object_cache import _ObjectCache
 
-from autocompress.errors import InputError
+from autocompress.errors import InputError, TaskError
 from autocompress.models.trace import silence
 from autocompress.searching.agenda import Agenda, Job
 from autocompress.searching.executors.interrupts import deferred
@@ -42,6 +44,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Tuned"]
 
+# Seconds that a cluster may take to answer, and after which a job that waits is given room.
+_ANSWER = 20.0
+_STARVED = 20.0
 # The least share of a resource that Ray tells apart.
 _LEAST = 1e-4
 #: What Tune is told by the environment: no records of its own, and Ctrl-C is ours.
@@ -70,7 +75,11 @@ class Trainable(tune.Trainable):
         nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
         found = [node["Resources"] for node in nodes if node["NodeID"] == here]
         self._slots = max([int(resources.get("CPU", 1)) for resources in found], default=1)
-        self._worker = Worker(given["parcel"])
+        self._trouble = ""
+        try:
+            self._worker = Worker(given["parcel"])
+        except Exception as error:  # a module that is not found, a class that cannot be made
+            self._trouble = f"A task must be usable in another process: {error!r}."
 
     def reset_config(self, new_config: Mapping[str, Any]) -> bool:
         """Take the next job."""
@@ -79,6 +88,8 @@ class Trainable(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Evaluate the job once the machine has room for it."""
+        if self._trouble:
+            return {"answer": self._trouble, "done": True}
         # latency on several threads is measured while nothing else runs on them
         count = max(share_of(self._job.recipe.rung).cpus, self._worker.evaluator.target.threads)
         with slots(self._key, count, self._slots) as threads, _in_time(self._seconds):
@@ -107,6 +118,7 @@ class _Searcher(tune.search.Searcher):
         self._agenda, self._seconds = agenda, seconds
         self._free = list(range(workers))
         self._jobs: dict[str, tuple[Job, int]] = {}
+        self._given: dict[str, float] = {}
         self.started: dict[str, float] = {}
         self.error: BaseException | None = None
 
@@ -125,9 +137,14 @@ class _Searcher(tune.search.Searcher):
             job = self.guard(self._agenda.next)
             if job is not None:
                 place = self._free.pop(0)
-                self._jobs[trial_id] = job, place
+                self._jobs[trial_id], self._given[trial_id] = (job, place), time.monotonic()
                 return {"job": job.sent, "place": place}
         return self.FINISHED if self._agenda.finished else None
+
+    def starved(self) -> bool:
+        """Tell whether a job waits for long to be begun."""
+        late = time.monotonic() - _STARVED
+        return any(n not in self.started and self._given[n] < late for n in self._jobs)
 
     def take(self, trial_id: str) -> Job | None:
         """Return the job of a trial, whose place is free again, None if it was taken before."""
@@ -175,21 +192,29 @@ class _Answers(tune.Callback):
         self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Record the score of a job."""
-        answer: Answer | None = result.pop("answer", None)
+        answer: Answer | str | None = result.pop("answer", None)
         job = None if answer is None else self._searcher.take(trial.trial_id)
         if answer is None or job is None:
             return
-        self._searcher.guard(lambda: self._agenda.done(job, receive(self._evaluator, job, answer)))
+
+        def record() -> None:
+            if isinstance(answer, str):
+                raise TaskError(answer)
+            self._agenda.done(job, receive(self._evaluator, job, answer))
+
+        self._searcher.guard(record)
 
 
 class Tuned:
     """Evaluates on the processes of a Ray cluster: of its own, or of the one at an address.
 
-    Raises InputError for a cluster that does not answer.
+    Raises InputError for a cluster that does not answer or cannot be started.
     """
 
     def __init__(self, execution: Execution) -> None:
         self.execution = execution
+        if not ray.is_initialized():
+            _check_address(execution.ray_address)
 
     def run(self, agenda: Agenda, evaluator: "Evaluator") -> None:
         """Evaluate until the agenda gives out nothing more."""
@@ -201,10 +226,11 @@ class Tuned:
             deferred(agenda.interrupted),
             tempfile.TemporaryDirectory(prefix="autocompress-") as folder,
             self._cluster(Path(folder)) as workers,
-            _settings(),
             threads_limited(1),
+            contextlib.ExitStack() as ours,
         ):
             searcher, key = _Searcher(agenda, seconds, workers), Path(folder).name
+            ours.enter_context(_settings(searcher.starved))
             made = tune.with_parameters(Trainable, parcel=parcel, seconds=seconds, key=key)
             tune.run(
                 tune.with_resources(made, _resources(agenda, workers)),
@@ -227,10 +253,9 @@ class Tuned:
         address, workers = self.execution.ray_address, self.execution.workers
         with contextlib.ExitStack() as ours:
             if not ray.is_initialized():
-                options: dict[str, Any] = {"address": address}
-                _check_address(address)
+                options: dict[str, Any] = {"address": address or "local"}
                 if not address:
-                    options = {"num_cpus": workers, "include_dashboard": False}
+                    options |= {"num_cpus": workers, "include_dashboard": False}
                     ours.enter_context(reaped(folder.name, str(folder)))
                     ours.enter_context(mock.patch.dict(os.environ, {MARK: folder.name}))
                 ours.callback(ray.shutdown)
@@ -244,27 +269,45 @@ class Tuned:
                             logging_level=logging.ERROR,
                             **options,
                         )
-                except (ConnectionError, ValueError, RuntimeError) as error:
+                except Exception as error:  # Ray raises what it likes
                     raise _no_answer(address, error) from error
-            yield workers or max(int(_cluster_resources().get("CPU", 1)), 1)
+            cpus = max(int(_cluster_resources().get("CPU", 1)), 1)
+            yield min(workers or cpus, cpus)
 
 
 def _check_address(address: str) -> None:
-    """Raise InputError where nobody listens: Ray itself would try for minutes."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if not colon:
-        return  # "auto", or none
+    """Raise InputError where no cluster answers at once: Ray itself would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if address in ("", "auto"):
+        return
+    if not colon or "://" in address:
+        raise _no_answer(address, "an address is HOST:PORT of the cluster's head, or auto")
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
-    except (OSError, ValueError, OverflowError) as error:
+        # in a process of its own: what fails there says much, and does not end in time
+        ask = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+        found = subprocess.run(ask, capture_output=True, text=True, timeout=_ANSWER)  # noqa: S603
+    except (OSError, ValueError, OverflowError, subprocess.TimeoutExpired) as error:
         raise _no_answer(address, error) from error
+    if "InvalidAuthToken" in found.stderr:
+        raise _no_answer(
+            address, "it asks for a token: set RAY_AUTH_MODE=token, as for all of Ray's commands"
+        )
+    if found.returncode:
+        raise _no_answer(address, (found.stderr.splitlines() or ["no Ray is there"])[-1])
 
 
-def _no_answer(address: str, error: Exception) -> InputError:
+def _no_answer(address: str, why: object) -> InputError:
+    if not address:
+        return InputError(f"Ray must start on this machine: it does not ({_line(why)}).")
     return InputError(
-        f"A Ray cluster must answer at its address: {address or 'its own'} does not ({error}). "
-        "Start one with 'ray start --head', or leave --ray-address out."
+        f"A Ray cluster must answer at its address: {address} does not ({_line(why)}). Start one "
+        "with 'ray start --head', or give --workers N without an address."
     )
+
+
+def _line(why: object) -> str:
+    return " ".join(str(why).split())[:300]
 
 
 def _cluster_resources() -> dict[str, float]:
@@ -285,7 +328,14 @@ def _resources(agenda: Agenda, workers: int) -> Callable[[Any], tune.PlacementGr
 
 
 class _Kept(_ObjectCache):
-    """Tune's idle processes, kept until the end: it would end all but one between two trials."""
+    """Tune's idle processes, kept: it would end all but one between two trials.
+
+    They are given up at the end, or where a job is ``starved`` since others have their CPUs.
+    """
+
+    def __init__(self, starved: Callable[[], bool]) -> None:
+        super().__init__()
+        self._starved = starved
 
     def cache_object(self, key: Any, obj: Any) -> bool:
         self._cached_objects[key].append(obj)
@@ -293,14 +343,21 @@ class _Kept(_ObjectCache):
         return True
 
     def flush_cached_objects(self, force_all: bool = False) -> Any:
-        return super().flush_cached_objects(force_all=True) if force_all else iter(())
+        wanted = force_all or self._starved()
+        return super().flush_cached_objects(force_all=True) if wanted else iter(())
 
 
 @contextlib.contextmanager
-def _settings() -> Iterator[None]:
-    """Set what Tune reads from the environment and how it keeps processes, for a while."""
-    with (
-        mock.patch.dict(os.environ, _SETTINGS),
-        mock.patch.object(tune_controller, "_ObjectCache", _Kept),
-    ):
-        yield
+def _settings(starved: Callable[[], bool]) -> Iterator[None]:
+    """Set what Tune reads from the environment, says and keeps, for a while."""
+    log = logging.getLogger("ray.tune")
+    level = log.level
+    log.setLevel(logging.CRITICAL + 1)  # it misses the records that it is told not to make
+    try:
+        with (
+            mock.patch.dict(os.environ, _SETTINGS),
+            mock.patch.object(tune_controller, "_ObjectCache", return_value=_Kept(starved)),
+        ):
+            yield
+    finally:
+        log.setLevel(level)

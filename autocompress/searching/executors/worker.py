@@ -100,11 +100,17 @@ class Worker:
             return self._evaluated(job)
 
     def _evaluated(self, job: Job) -> Answer:
-        with self._folder() as folder:
-            with memory_limited(self._memory_bytes):
-                score, lesson = self.evaluator.evaluate(*job.arguments)
-            if score.outcome == "ok":
-                return Answer(score, lesson, (folder / "artifacts" / score.artifact).read_bytes())
+        try:
+            with self._folder() as folder:
+                with memory_limited(self._memory_bytes):
+                    score, lesson = self.evaluator.evaluate(*job.arguments)
+                if score.outcome == "ok":
+                    content = (folder / "artifacts" / score.artifact).read_bytes()
+                    return Answer(score, lesson, content)
+        except OSError as error:  # a full disk, a folder that someone removed
+            message = f"A worker's folder must be writable: {error}."
+            failed = self.evaluator.failed(job.plan, job.recipe, job.baseline, message)
+            return Answer(failed)
         if self._memory_bytes is not None and _WANT.search(score.message):
             most = f"a trial may take {self._memory_bytes:,} bytes"
             score = replace(score, message=f"out of memory, {most}: {score.message}")
