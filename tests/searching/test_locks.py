@@ -71,6 +71,17 @@ def test_a_directory_names_its_holder_and_is_taken_over_when_that_dies(holder, t
     assert is_driven(directory) == is_driven(tmp_path / "none") == ""
 
 
+def test_a_directory_that_cannot_be_written_is_looked_at(tmp_path, monkeypatch):
+    def refused(self, timeout=None):
+        raise PermissionError(1, "Operation not permitted")
+
+    (tmp_path / "driver.lock").touch()
+    with driver_lock(tmp_path):
+        monkeypatch.setattr(locks.FileLock, "acquire", refused)
+        assert is_driven(tmp_path).startswith(f"process {os.getpid()} on ")
+    assert is_driven(tmp_path) == ""
+
+
 def test_a_study_names_its_holder_and_is_taken_over_when_that_dies(holder, place):
     with pytest.raises(RunError, match=f"held by process {holder.pid} on"), study_lock(place()):
         pass

@@ -133,13 +133,18 @@ class _Searcher(tune.search.Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """Return a job and its place as a configuration, None to wait, "FINISHED" at the end."""
-        if not self._agenda.finished and self._free:
+        if not self._finished and self._free:
             job = self.guard(self._agenda.next)
             if job is not None:
                 place = self._free.pop(0)
                 self._jobs[trial_id], self._given[trial_id] = (job, place), time.monotonic()
                 return {"job": job.sent, "place": place}
-        return self.FINISHED if self._agenda.finished else None
+        return self.FINISHED if self._finished else None
+
+    @property
+    def _finished(self) -> bool:
+        """Tell whether nothing more will come; after an error jobs may be out for ever."""
+        return self._agenda.finished or (self.error is not None and not self._jobs)
 
     def starved(self) -> bool:
         """Tell whether a job waits for long to be begun."""

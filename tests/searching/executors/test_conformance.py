@@ -131,6 +131,39 @@ def test_a_search_that_cannot_work_ends(tmp_path, make, name):
         searched(tmp_path, make(name), 6, evaluate)
 
 
+class Locked:
+    """Labels that go into a parcel and do not come out."""
+
+    def __call__(self, predict):
+        return np.ones(3)
+
+    def __reduce__(self):
+        return unlock, ()
+
+
+def unlock():
+    raise RuntimeError("needs the licence server")
+
+
+@pytest.mark.parametrize("name", AWAY)
+def test_a_task_that_cannot_be_made_elsewhere_says_why(tmp_path, make, name):
+    with pytest.raises(TaskError, match=r"usable in another process.*the licence server"):
+        searched(tmp_path, make(name), 4, Locked())
+
+
+def test_a_job_that_waits_for_a_cpu_is_given_room(tmp_path, make, monkeypatch):
+    executor = make("ray")
+    import ray
+
+    monkeypatch.setattr("autocompress.searching.executors.tuned._STARVED", 1.0)
+    holder = ray.remote(num_cpus=1)(Locked).remote()
+    ray.get(holder.__ray_ready__.remote())
+    try:
+        assert searched(tmp_path, executor, 4).completed == 4
+    finally:
+        ray.kill(holder)
+
+
 @pytest.mark.parametrize("name", AWAY)
 def test_a_lost_worker_costs_nothing_but_its_time(tmp_path, make, name):
     def evaluate(predict):

@@ -41,6 +41,21 @@ def test_a_run_on_another_machine_needs_nothing_of_this_one(tmp_path):
     assert not (tmp_path / "here").exists()
 
 
+def test_a_folder_that_someone_removed_is_a_failure(tmp_path):
+    home = tmp_path / "run"
+
+    def evaluate(predict):
+        for path in home.glob("work/*/artifacts/*"):
+            path.unlink()
+        return np.ones(3)
+
+    evaluator = make_evaluator(home, evaluate=evaluate)
+    (home / "work").mkdir()
+    found = Worker(pack(evaluator))(JOB).found
+    assert found.outcome == "failed"
+    assert found.message.startswith("A worker's folder must be writable: ")
+
+
 def test_what_cannot_be_sent_is_a_sentence(tmp_path):
     lock = threading.Lock()
 
