@@ -153,8 +153,9 @@ class Study:
         return self._store.notes.get(name)
 
     def set_note(self, name: str, value: Any) -> None:
-        """Keep plain data with the study under a name."""
-        self._store.set_note(name, value)
+        """Keep plain data with the study under a name; nothing is written if it is there."""
+        if self.note(name) != value:
+            self._store.set_note(name, value)
 
     def check_fingerprints(self, found: Mapping[str, str]) -> None:
         """Record what the study is about, or raise RunError naming what has changed since."""
