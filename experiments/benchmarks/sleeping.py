@@ -50,6 +50,7 @@ class Sleeper:
     failed = Evaluator.failed
     path = Evaluator.path
     _common = Evaluator._common
+    drop_effects = Evaluator.drop_effects
 
     def __post_init__(self) -> None:
         self.directory = self.directory.resolve()
