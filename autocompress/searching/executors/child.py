@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import autocompress
-from autocompress.errors import AutocompressError, TaskError
+from autocompress.errors import AutocompressError
 from autocompress.searching.agenda import Job
 from autocompress.searching.executors.reaper import MARK
-from autocompress.searching.executors.worker import Answer, Parcel, Worker
+from autocompress.searching.executors.worker import Answer, Parcel, unpack
 
 __all__ = ["Child", "LostError", "TimeLimitError"]
 
@@ -114,12 +114,9 @@ def _main(handle: int, parent: int) -> None:
     with contextlib.suppress(*quiet):
         parcel = pipe.recv()
         try:
-            worker = Worker(parcel)
+            worker = unpack(parcel)
         except AutocompressError as error:
             pipe.send(error)
-            return
-        except Exception as error:  # a module that is not found, a class that cannot be made
-            pipe.send(TaskError(f"A task must be usable in another process: {error!r}."))
             return
         pipe.send("ready")
         while True:

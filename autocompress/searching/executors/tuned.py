@@ -30,13 +30,13 @@ from ray._private import worker as ray_worker
 from ray.tune.execution import tune_controller
 from ray.tune.utils.object_cache import _ObjectCache
 
-from autocompress.errors import InputError, TaskError
+from autocompress.errors import AutocompressError, InputError, TaskError
 from autocompress.models.trace import silence
 from autocompress.searching.agenda import Agenda, Job
 from autocompress.searching.executors.interrupts import deferred
 from autocompress.searching.executors.reaper import MARK, reaped
 from autocompress.searching.executors.slots import share_of, slots
-from autocompress.searching.executors.worker import Answer, Worker, pack, receive, threads_limited
+from autocompress.searching.executors.worker import Answer, pack, receive, threads_limited, unpack
 from autocompress.spec.execution import Execution
 
 if TYPE_CHECKING:
@@ -77,9 +77,9 @@ class Trainable(tune.Trainable):
         self._slots = max([int(resources.get("CPU", 1)) for resources in found], default=1)
         self._trouble = ""
         try:
-            self._worker = Worker(given["parcel"])
-        except Exception as error:  # a module that is not found, a class that cannot be made
-            self._trouble = f"A task must be usable in another process: {error!r}."
+            self._worker = unpack(given["parcel"])
+        except AutocompressError as error:
+            self._trouble = str(error)
 
     def reset_config(self, new_config: Mapping[str, Any]) -> bool:
         """Take the next job."""

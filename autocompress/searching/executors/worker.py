@@ -20,7 +20,7 @@ import threadpoolctl
 import torch
 
 from autocompress.cost.estimate import Lesson
-from autocompress.errors import RunError, TaskError
+from autocompress.errors import AutocompressError, RunError, TaskError
 from autocompress.searching.agenda import Job
 from autocompress.searching.executors.markers import Marker
 from autocompress.searching.oracle import Effect
@@ -30,7 +30,9 @@ from autocompress.spec.score import Score
 if TYPE_CHECKING:
     from autocompress.searching.evaluate import Evaluator
 
-__all__ = ["Answer", "Parcel", "Worker", "memory_limited", "pack", "receive", "threads_limited"]
+__all__ = [
+    "Answer", "Parcel", "Worker", "memory_limited", "pack", "receive", "threads_limited", "unpack",
+]  # fmt: skip
 
 _WANT = re.compile(r"MemoryError|bad_alloc|[aA]lloc(ate|ation|ator)")
 
@@ -115,6 +117,16 @@ class Worker:
             most = f"a trial may take {self._memory_bytes:,} bytes"
             score = replace(score, message=f"out of memory, {most}: {score.message}")
         return Answer(score)
+
+
+def unpack(parcel: Parcel) -> Worker:
+    """Return the worker that a parcel makes; raise TaskError for one that cannot be made here."""
+    try:
+        return Worker(parcel)
+    except AutocompressError:
+        raise
+    except Exception as error:  # a module that is not found, whatever the user's objects raise
+        raise TaskError(f"A task must be usable in another process: {error!r}.") from error
 
 
 def receive(evaluator: "Evaluator", job: Job, answer: Answer) -> Score | Effect:
