@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
-__all__ = ["Abilities"]
+__all__ = ["PORTABLE", "Abilities"]
+
+#: The greatest code of which two, each times 255, add up within 16 bits: 2 · 255 · 64 < 2^15.
+PORTABLE = 64
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,10 @@ class Abilities:
     ``folds_weights``: narrow weights are widened while a file loads, and take no other time than
     8-bit ones after that.
     ``keep``: whether files with fewer channels can be written.
+    ``code_limit``: codes of weights whose input is rounded are at most this in magnitude. Kernels
+    of CPUs without VNNI add two products of a u8 activation and an s8 weight in 16 bits: up to
+    ``PORTABLE`` they cannot overflow, and a file answers alike on every CPU.
+    ``integer_biases``: integer kernels add biases as whole multiples of input scale × weight scale.
     """
 
     w_bits: tuple[int, ...]
@@ -30,6 +37,8 @@ class Abilities:
     float_block: int = 1
     folds_weights: bool = False
     keep: bool = True
+    code_limit: int = 128
+    integer_biases: bool = False
 
     def stored(self, bits: int) -> int:
         """Return the width that a weight of ``bits`` takes in a file."""

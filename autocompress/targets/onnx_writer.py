@@ -162,8 +162,9 @@ class _Writer:
         return (n for n in self.compressed.network.graph.nodes if n.name in wanted)
 
     def value(self, name: str) -> Array:
-        """Return a parameter of the compressed network."""
-        result: Array = self.compressed.network.params[name].detach().numpy()
+        """Return a parameter as it is stored."""
+        params = self.compressed.network.params
+        result: Array = self.compressed.stored.get(name, params[name]).detach().numpy()
         return result
 
     def parameters(self) -> None:
@@ -215,15 +216,11 @@ class _Writer:
         )
         bias = self._bias(users)
         shift = self.value(bias[0]) if bias else None
-        if integer and shift is not None:
-            assert step is not None
-            codes, scale = self._fit(codes, axis, scale, shift, step)
         large = codes.size > self.limit
         native = large and not integer
         narrow = codes.min() >= -8 and codes.max() <= 7
         four = native and narrow and self.opset >= 21
-        whole = not weight.odd or bool((codes & 1).all())  # widening a scale may leave the grid
-        planes = self.packed and weight.bits < 8 and not large and whole
+        planes = self.packed and weight.bits < 8 and not large
         form = Form(
             source="planes" if planes else "int4" if four else "int8",
             integer=integer,
@@ -303,23 +300,6 @@ class _Writer:
         if len(place.axes) != 1 or isinstance(self.compressed.weights.get(owner), QuantizedWeight):
             return None
         return owner, place
-
-    def _fit(
-        self, codes: Array, axis: int, scale: Array, bias: Array, step: str
-    ) -> tuple[Array, Array]:
-        """Widen the scale of channels whose bias would not fit an int32 of it."""
-        activation = min(
-            float(range_.scale)
-            for name, range_ in self.compressed.activations.items()
-            if self.scales[self.template.values[name]] == step
-        )
-        least = np.abs(bias) / np.float32(activation * 2**30)
-        if not (scale < least).any():
-            return codes, scale
-        wide = np.maximum(scale, least).astype(np.float32)
-        shape = [1] * codes.ndim
-        shape[axis] = -1
-        return np.rint(codes * (scale / wide).reshape(shape)).astype(np.int8), wide
 
     def finish(self) -> bytes:
         """Put the parts together under short names."""

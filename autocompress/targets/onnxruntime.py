@@ -3,7 +3,7 @@
 import json
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from onnx import NodeProto
 
 from autocompress.errors import ArtifactError
 from autocompress.models.network import Network
-from autocompress.spec.abilities import Abilities
+from autocompress.spec.abilities import PORTABLE, Abilities
 from autocompress.targets.base import Array, Builder, OpTime
 from autocompress.targets.memory import PeakMemory
 from autocompress.targets.onnx_origins import Origins, is_layer, of_network
@@ -33,6 +33,8 @@ _ABILITIES = Abilities(
     float_block=4,
     folds_weights=True,
     keep=True,
+    code_limit=PORTABLE,
+    integer_biases=True,
 )
 
 _TYPES: dict[str, np.dtype[Any]] = {
@@ -50,11 +52,14 @@ class OnnxRuntime:
 
     ``limit``: layers with more weights than this are stored in int8 (int4 up to 4 bits) and read
     at run time, since unpacking them while loading costs about 35 bytes of memory a weight.
+    ``portable``: files answer alike on every CPU; otherwise 8-bit codes take their whole range,
+    which is right on CPUs with VNNI or of ARM alone.
     """
 
     threads: int = 1
     batch_size: int = 1
     limit: int = 4_000_000
+    portable: bool = True
 
     name = "onnxruntime"
     version = f"onnxruntime {onnxruntime.__version__}"
@@ -65,6 +70,8 @@ class OnnxRuntime:
         for field in ("threads", "batch_size", "limit"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 1, not {getattr(self, field)}.")
+        if not self.portable:
+            object.__setattr__(self, "abilities", replace(_ABILITIES, code_limit=128))
 
     def prepare(self, network: Network) -> Builder:
         """Export the network once; raise TraceError if that fails."""

@@ -9,7 +9,7 @@ import copy
 import functools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from openvino.frontend import FrontEndManager
 
 from autocompress.errors import ArtifactError
 from autocompress.models.network import Network
-from autocompress.spec.abilities import Abilities
+from autocompress.spec.abilities import PORTABLE, Abilities
 from autocompress.targets.base import Array, Builder, OpTime
 from autocompress.targets.memory import PeakMemory
 from autocompress.targets.onnx_origins import Origins, is_layer, of_network
@@ -43,6 +43,7 @@ _ABILITIES = Abilities(
     stored_bits=(4, 8, 16, 32),
     folds_weights=True,
     keep=True,
+    code_limit=PORTABLE,
 )  # fmt: skip
 _OPSET = 21  # the first with int4
 _WARM = 3  # runs before those of a profile
@@ -52,10 +53,15 @@ _LAYERS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
 
 @dataclass(frozen=True)
 class OpenVino:
-    """OpenVINO's CPU plugin. Sessions are compiled for batches of ``batch_size``."""
+    """OpenVINO's CPU plugin. Sessions are compiled for batches of ``batch_size``.
+
+    ``portable``: files answer alike on every CPU; otherwise 8-bit codes take their whole range,
+    which is right on CPUs with VNNI or of ARM alone.
+    """
 
     threads: int = 1
     batch_size: int = 1
+    portable: bool = True
 
     name = "openvino"
     suffix = ".onnx"
@@ -65,6 +71,8 @@ class OpenVino:
         for field in ("threads", "batch_size"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 1, not {getattr(self, field)}.")
+        if not self.portable:
+            object.__setattr__(self, "abilities", replace(_ABILITIES, code_limit=128))
 
     @property
     def version(self) -> str:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -20,7 +20,7 @@ from autocompress.transforms.prune import count_kept, energy_orders, magnitude_o
 from autocompress.transforms.rebuild import Rebuilt, rebuild
 from autocompress.transforms.repair import Code
 from autocompress.transforms.teacher import Teacher
-from autocompress.transforms.weights import QuantizedWeight
+from autocompress.transforms.weights import QuantizedWeight, saturates
 
 __all__ = [
     "ActivationRange",
@@ -38,10 +38,11 @@ class Compressed:
 
     ``network`` holds the simulated values, sliced and dequantized. ``weights``: codes by name of
     parameter, or "float16"; what is absent is float32. ``activations``: by name of node, the
-    tensors that are rounded, once for all who read them. ``effect``: how far the outputs on the
-    calibration inputs are from the uncompressed network's (:func:`divergence`), NaN where nobody
-    looked. Calling it simulates the file; figures
-    from that are estimates, never measurements.
+    tensors that are rounded, once for all who read them. ``stored``: biases that the file holds
+    finer than its integer kernels, and ``network``, have them. ``effect``: how far the outputs on
+    the calibration inputs are from the uncompressed network's (:func:`divergence`), NaN where
+    nobody looked. Calling it simulates the file; figures from that are estimates, never
+    measurements.
     """
 
     plan: Plan
@@ -49,11 +50,19 @@ class Compressed:
     weights: Mapping[str, Code]
     activations: Mapping[str, ActivationRange]
     effect: float = math.nan
+    stored: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def integer(self) -> frozenset[str]:
         """Names of the layers that are to run on integers."""
         return integer_layers(self.network, self.plan)
+
+    @property
+    def portable(self) -> bool:
+        """Whether no CPU's integer kernels overflow: those without VNNI add products in 16 bits."""
+        layers = [layer for layer in self.network.layers if layer.name in self.integer]
+        weights = [self.weights.get(layer.weight) for layer in layers]
+        return not any(isinstance(w, QuantizedWeight) and saturates(w.codes) for w in weights)
 
     def __call__(self, *inputs: Tensor) -> Any:
         """Return the simulated outputs, rounding activations as the plan says."""
@@ -167,6 +176,7 @@ class Compressor:
             MappingProxyType(dict(rebuilt.weights)),
             MappingProxyType(dict(rebuilt.activations)),
             divergence(rebuilt.outputs, self.teacher.outputs),
+            MappingProxyType(dict(rebuilt.stored)),
         )
 
     def effect(self, plan: Plan, known: Mapping[str, Any]) -> float:
@@ -190,8 +200,8 @@ class Compressor:
             edits = self.network.groups.edits(kept)
             known = {name: value for name, value in known.items() if name not in edits}
         rebuilt = rebuild(
-            self.teacher, network, plan, tensors, slices, self.options, known=known
-        )  # fmt: skip
+            self.teacher, network, plan, tensors, slices, self.options, self.abilities, known=known
+        )
         return network, rebuilt
 
 

@@ -14,12 +14,23 @@ import torch
 from torch import Tensor, fx
 
 from autocompress.models.network import Layer, Network
+from autocompress.spec.abilities import Abilities
 from autocompress.spec.plan import Plan
+from autocompress.transforms.edges import integer_layers
 from autocompress.transforms.gram import moments
 from autocompress.transforms.observe import ActivationRange, observe
 from autocompress.transforms.options import Options
-from autocompress.transforms.repair import LIMIT_COLUMNS, Code, repair, round_weight
+from autocompress.transforms.repair import (
+    LIMIT_COLUMNS,
+    Code,
+    Kernel,
+    repair,
+    round_weight,
+    rounded_bias,
+    widened,
+)  # fmt: skip
 from autocompress.transforms.teacher import Teacher
+from autocompress.transforms.weights import QuantizedWeight
 
 __all__ = ["Rebuilt", "rebuild"]
 
@@ -30,12 +41,14 @@ Slices = Mapping[str, Mapping[int, Tensor]]
 class Rebuilt:
     """Parameters that differ, their codes, and the ranges of the tensors that are rounded.
 
+    ``stored``: biases that a file holds finer than its integer kernels, and ``params``, have them.
     ``outputs``: what the network then computes on the calibration inputs, if that was asked for.
     """
 
     params: Mapping[str, Tensor]
     weights: Mapping[str, Code]
     activations: Mapping[str, ActivationRange]
+    stored: Mapping[str, Tensor]
     outputs: tuple[Any, ...] = ()
 
 
@@ -47,6 +60,7 @@ def rebuild(
     tensors: Mapping[str, int],
     slices: Slices,
     options: Options,
+    abilities: Abilities,
     *,
     known: Mapping[str, Any] | None = None,
 ) -> Rebuilt:
@@ -56,7 +70,7 @@ def rebuild(
     parameter keeps. Layers before the first change stay as they are, to the bit. ``known``: the
     teacher's values by node, which are not computed again there; with it, outputs are returned.
     """
-    return _Pass(teacher, network, plan, tensors, slices, options).run(known)
+    return _Pass(teacher, network, plan, tensors, slices, options, abilities).run(known)
 
 
 def _last(value: Tensor) -> Tensor:
@@ -75,15 +89,17 @@ class _Pass:
         tensors: Mapping[str, int],
         slices: Slices,
         options: Options,
+        abilities: Abilities,
     ) -> None:
-        self.teacher, self.plan, self.tensors = teacher, plan, tensors
-        self.slices, self.options = slices, options
+        self.teacher, self.tensors = teacher, tensors
+        self.slices, self.options, self.abilities = slices, options, abilities
         self.nodes = list(network.graph.nodes)
         self.layers = {layer.node: layer for layer in network.layers}
         self.params = {name: _last(value) for name, value in network.params.items()}
         self.changed: dict[str, Tensor] = {}
         self.weights: dict[str, Code] = {}
         self.ranges: dict[str, ActivationRange] = {}
+        self.stored: dict[str, Tensor] = {}
         self.values: dict[str, Any] = {}
         self.dirty: set[str] = set()
         # a weight that several layers share is stored at the widest width asked for
@@ -91,6 +107,9 @@ class _Pass:
         for layer in network.layers:
             asked = int(plan.get(layer.name, "w_bits"))
             self.bits[layer.weight] = max(asked, self.bits.get(layer.weight, 0))
+        self.integer = integer_layers(network, plan)
+        integer = {layer.weight for layer in network.layers if layer.name in self.integer}
+        self.limits = dict.fromkeys(integer, abilities.code_limit)
 
     def run(self, known: Mapping[str, Any] | None = None) -> Rebuilt:
         shared = self._round_shared()
@@ -122,7 +141,7 @@ class _Pass:
             for used in node.all_input_nodes:
                 if last[used.name] is node:
                     self.values.pop(used.name, None)
-        return Rebuilt(self.changed, self.weights, self.ranges, outputs)
+        return Rebuilt(self.changed, self.weights, self.ranges, self.stored, outputs)
 
     def _changes(self, node: fx.Node) -> bool:
         """Tell whether a node is where something of the plan begins."""
@@ -139,8 +158,9 @@ class _Pass:
         for node in self.nodes:
             name = str(node.target)
             if node.op == "get_attr" and len(node.users) > 1 and self.bits.get(name, 32) < 32:
-                value, code = round_weight(self.params[name], self.bits[name], self.options)
-                self._change(name, value, code)
+                limit = self.limits.get(name, 128)
+                good = round_weight(self.params[name], self.bits[name], self.options, limit=limit)
+                self._change(name, *good)
                 found.add(name)
         return found
 
@@ -170,11 +190,43 @@ class _Pass:
         self.dirty.add(node.name)
         return chosen.simulate(value)
 
+    def _kernel(self, layer: Layer, source: fx.Node) -> Kernel | None:
+        """Return what an integer layer's kernel asks for, None for a layer that is none.
+
+        Runtimes add the bias of a product of more than two dimensions on its own, as floats.
+        """
+        if layer.name not in self.integer:
+            return None
+        whole = layer.kind != "linear" or len(layer.in_shape) == 1
+        rounds = self.abilities.integer_biases and whole
+        return Kernel(self.abilities.code_limit, self.ranges[source.name].scale if rounds else None)
+
     def _visit(self, layer: Layer, node: fx.Node) -> None:
-        """Give a layer its new parameters, if anything before it or in it changes."""
-        target, source = self.teacher.targets[layer.name], node.args[0]
+        """Give a layer its new parameters, and its bias the value that its kernel adds."""
+        source = node.args[0]
         assert isinstance(source, fx.Node)
+        kernel = self._kernel(layer, source)
+        self._repair(layer, node, source, kernel)
+        weight = self.weights.get(layer.weight)
         assert isinstance(node.args[1], fx.Node)
+        assert isinstance(node.args[2], fx.Node)
+        if kernel is None or kernel.step is None or len(node.args[2].users) > 1:
+            return
+        assert isinstance(weight, QuantizedWeight)
+        bias = self.params[layer.bias]
+        if len(node.args[1].users) == 1:  # what is shared stays as it is for all
+            weight = widened(weight, bias, kernel.step)
+            self._change(layer.weight, torch.from_numpy(weight.values), weight)
+        rounded = rounded_bias(weight, bias, kernel.step)
+        if not torch.equal(rounded, bias):
+            self.stored[layer.bias] = bias
+            self._change(layer.bias, rounded, None)
+
+    def _repair(self, layer: Layer, node: fx.Node, source: fx.Node, kernel: Kernel | None) -> None:
+        """Give a layer its new parameters, if anything before it or in it changes."""
+        target = self.teacher.targets[layer.name]
+        assert isinstance(node.args[1], fx.Node)
+        assert isinstance(node.args[2], fx.Node)
         fixed = len(node.args[1].users) > 1  # what it is for one, it is for all
         bits = 32 if fixed else self.bits[layer.weight]
         parts = {used.name for used in node.all_input_nodes} | {target.other}
@@ -189,7 +241,8 @@ class _Pass:
         aligned = entered.numel() // entered.shape[samples.dim] == samples.rows
         wide = math.prod(weight.shape[1:]) > LIMIT_COLUMNS
         if wide or not aligned or not (on.refit or on.bn or on.compensate):
-            self._change(layer.weight, *round_weight(weight, bits, on))
+            limit = self.limits.get(layer.weight, 128)
+            self._change(layer.weight, *round_weight(weight, bits, on, limit=limit))
             return
         wanted, kept = target.outputs, self.slices.get(layer.weight, {}).get(0)
         if kept is not None:
@@ -200,7 +253,8 @@ class _Pass:
             wanted = wanted - bias
         groups = entered.shape[samples.dim] // weight.shape[1]
         seen = moments(samples.inputs(entered), wanted, groups, centred=on.bn)
-        good = repair(weight, bias, seen, bits, on, spoilt=spoilt)
+        good = repair(weight, bias, seen, bits, on, kernel, spoilt=spoilt)
         if not fixed:
             self._change(layer.weight, good.weight, good.weight_code)
-        self._change(layer.bias, good.bias, good.bias_code)
+        if len(node.args[2].users) == 1:
+            self._change(layer.bias, good.bias, good.bias_code)

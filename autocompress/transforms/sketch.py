@@ -14,7 +14,7 @@ from autocompress.models.network import Network
 from autocompress.spec.abilities import Abilities
 from autocompress.spec.plan import Plan
 from autocompress.transforms.compress import Compressed
-from autocompress.transforms.edges import rounded_tensors
+from autocompress.transforms.edges import integer_layers, rounded_tensors
 from autocompress.transforms.observe import ActivationRange
 from autocompress.transforms.options import Options
 from autocompress.transforms.prune import count_kept
@@ -56,6 +56,8 @@ def sketch(
     readers = {str(n.target): len(n.users) for n in network.graph.nodes if n.op == "get_attr"}
     params: dict[str, Tensor] = {}
     weights: dict[str, Code] = {}
+    names = integer_layers(network, plan)
+    integer = {layer.weight for layer in network.layers if layer.name in names}
     for layer in network.layers:
         width, value = bits[layer.weight], network.params[layer.weight]
         if width >= 32 or layer.weight in weights:
@@ -67,7 +69,8 @@ def sketch(
             weights[layer.weight] = "float16"
             params[layer.weight] = value.half().float()
         else:
-            grid = Grid(width, width in options.odd_bits)
+            limit = abilities.code_limit if layer.weight in integer else 128
+            grid = Grid(width, width in options.odd_bits, limit)
             weights[layer.weight] = _codes(value, grid, generator, short)
         if options.bn and not wide:  # biases are set anew
             bias = network.params[layer.bias]
@@ -88,7 +91,8 @@ def sketch(
 def _codes(
     value: Tensor, grid: Grid, generator: np.random.Generator, short: bool
 ) -> QuantizedWeight:
-    digits = generator.integers(0, 2**grid.bits, value.shape, dtype=np.int16)
+    count = (grid.high - grid.low) // grid.step + 1
+    digits = generator.integers(0, count, value.shape, dtype=np.int16)
     codes = (digits * grid.step + grid.low).astype(np.int8)
     scale = full_scale(value.reshape(len(value), -1).numpy(), grid)
     limits = np.finfo(np.float16)

@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Array", "Codes", "Grid", "QuantizedWeight", "best_scale", "nearest", "short"]
+__all__ = [
+    "Array", "Codes", "Grid", "QuantizedWeight", "best_scale", "full_scale", "nearest",
+    "saturates", "short",
+]  # fmt: skip
 
 Array = NDArray[np.floating[Any]]
 Codes = NDArray[np.int8]
@@ -15,14 +18,15 @@ Codes = NDArray[np.int8]
 
 @dataclass(frozen=True)
 class Grid:
-    """The 2^bits values that one weight may take, in units of its row's scale.
+    """The up to 2^bits values that one weight may take, in units of its row's scale.
 
-    ``values = low + step * u`` for u in 0 … 2^bits - 1: the two's complement integers, or, when
-    ``odd``, the odd integers, which lie symmetrically about zero and leave it out.
+    The two's complement integers, or, when ``odd``, the odd integers, which lie symmetrically about
+    zero and leave it out; of these the ones that are at most ``limit`` in magnitude.
     """
 
     bits: int
     odd: bool = False
+    limit: int = 128
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8 or (self.odd and self.bits > 7):
@@ -31,12 +35,16 @@ class Grid:
     @property
     def low(self) -> int:
         """The least code."""
-        return 1 - (1 << self.bits) if self.odd else -(1 << (self.bits - 1))
+        if self.odd:
+            return -self.high
+        return -min(1 << (self.bits - 1), self.limit)
 
     @property
     def high(self) -> int:
         """The greatest code."""
-        return (1 << self.bits) - 1 if self.odd else (1 << (self.bits - 1)) - 1
+        if self.odd:
+            return min((1 << self.bits) - 1, (self.limit - 1) | 1)
+        return min((1 << (self.bits - 1)) - 1, self.limit)
 
     @property
     def step(self) -> int:
@@ -75,6 +83,16 @@ class QuantizedWeight:
         """The weight in float32."""
         shape = (-1, *[1] * (self.codes.ndim - 1))
         return self.codes.astype(np.float32) * self.scale.reshape(shape)
+
+
+def saturates(codes: Codes) -> bool:
+    """Return whether two codes of a row [out, ...], each times 255, add up beyond 16 bits."""
+    rows = codes.reshape(len(codes), -1).astype(np.int32)
+    if rows.shape[1] < 2:
+        return False
+    ends = np.partition(rows, (1, -2), axis=1)
+    least, greatest = ends[:, :2].sum(1).min(), ends[:, -2:].sum(1).max()
+    return bool(255 * least < -(2**15) or 255 * greatest >= 2**15)
 
 
 def short(values: Array) -> Array:
@@ -130,6 +148,10 @@ def best_scale(
 
 
 def full_scale(weights: Array, grid: Grid) -> Array:
-    """Return the scale of each row [rows] at which no weight of [rows, K] is clipped by much."""
-    peak = np.abs(weights).max(axis=1, initial=0) / np.float32(max(grid.high, 1))
-    return np.where(peak > 0, peak, np.float32(1)).astype(np.float32)
+    """Return the scale of each row [rows] at which no weight of [rows, K] is clipped by much.
+
+    Rows of zeros get the least of the others', since biases may be multiples of it.
+    """
+    peak = np.abs(weights).max(axis=1, initial=0) / np.float32(grid.high)
+    least = peak[peak > 0].min(initial=np.inf)
+    return np.where(peak > 0, peak, least if least < np.inf else 1).astype(np.float32)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from autocompress.models.network import Network
 from autocompress.models.trace import trace
-from autocompress.spec.abilities import Abilities
+from autocompress.spec.abilities import PORTABLE, Abilities
 from autocompress.spec.plan import Plan
 from autocompress.targets import TARGETS
 from autocompress.targets.base import Builder
@@ -121,7 +121,8 @@ def rounded(
             weights[layer.weight] = "float16"
             params[layer.weight] = value.half().float()
         elif bits <= 8:
-            weight = nearest(value.numpy(), bits, odd=bits == 2)
+            limit = PORTABLE if a_bits == 8 else 127
+            weight = nearest(value.numpy(), bits, odd=bits == 2, limit=limit)
             weights[layer.weight] = weight
             params[layer.weight] = torch.from_numpy(weight.values)
     ranges: dict[str, ActivationRange] = {}
@@ -137,14 +138,15 @@ def rounded(
     return Compressed(plan, net.replace(params=params), weights, ranges)
 
 
-def nearest(value: np.ndarray, bits: int, odd: bool = False) -> QuantizedWeight:
+def nearest(value: np.ndarray, bits: int, odd: bool = False, limit: int = 127) -> QuantizedWeight:
     peak = np.abs(value).reshape(len(value), -1).max(1) + 1e-9
-    scale = (peak / (2**bits - 1 if odd else 2 ** (bits - 1) - 1)).astype(np.float32)
+    high = min(limit, 2**bits - 1 if odd else 2 ** (bits - 1) - 1)
+    scale = (peak / high).astype(np.float32)
     codes = value / scale.reshape(-1, *[1] * (value.ndim - 1))
     if odd:
         codes = np.clip(2 * np.floor(codes / 2) + 1, 1 - 2**bits, 2**bits - 1)
     else:
-        codes = np.clip(np.rint(codes), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        codes = np.clip(np.rint(codes), -min(limit, 2 ** (bits - 1)), high)
     return QuantizedWeight(codes.astype(np.int8), scale, bits, odd)
 
 

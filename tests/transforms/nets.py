@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from autocompress.models.network import Network
 from autocompress.models.trace import trace
-from autocompress.spec.abilities import Abilities
+from autocompress.spec.abilities import PORTABLE, Abilities
 
 BITS = (2, 3, 4, 5, 6, 7, 8, 16, 32)
 PLAIN = Abilities(BITS, (8, 32))
@@ -18,6 +18,8 @@ EDGES = Abilities(
     (8, 32),
     quantized_outputs=frozenset({"conv", "depthwise", "grouped"}),
     fused_activations=frozenset({"aten.relu.default"}),
+    code_limit=PORTABLE,
+    integer_biases=True,
 )
 
 

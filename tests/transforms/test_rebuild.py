@@ -9,11 +9,11 @@ from autocompress.spec.plan import Plan
 from autocompress.transforms.options import Options
 from autocompress.transforms.rebuild import rebuild
 from autocompress.transforms.teacher import Teacher, gather_inputs
-from tests.transforms.nets import Residual, calibration, trained
+from tests.transforms.nets import PLAIN, Residual, calibration, trained
 
 
 def run(plan: Plan, teacher: Teacher, tensors: dict[str, int] | None = None):
-    return rebuild(teacher, teacher.network, plan, tensors or {}, {}, Options())
+    return rebuild(teacher, teacher.network, plan, tensors or {}, {}, Options(), PLAIN)
 
 
 def test_layers_before_the_first_change_stay_to_the_bit() -> None:
@@ -88,7 +88,7 @@ def test_outputs_are_those_of_the_rebuilt_network_whatever_is_known() -> None:
     network.run(*teacher.inputs, observe=observe)
     kept = dict(values)
     for known in ({}, dict(list(values.items())[:5]), values):
-        rebuilt = rebuild(teacher, network, plan, {}, {}, Options(), known=known)
+        rebuilt = rebuild(teacher, network, plan, {}, {}, Options(), PLAIN, known=known)
         wanted = network.replace(params=rebuilt.params).run(*teacher.inputs)
         assert len(rebuilt.outputs) == 1
         torch.testing.assert_close(rebuilt.outputs[0], bare, rtol=1e-3, atol=1e-3)
