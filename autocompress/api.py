@@ -22,6 +22,7 @@ from autocompress.launching import (
     launch,
     place_of,
     read_config,
+    target_of,
     write_front,
 )
 from autocompress.models.trace import trace
@@ -39,7 +40,6 @@ from autocompress.spec.config import Config
 from autocompress.spec.execution import Execution
 from autocompress.spec.score import Score, check_objectives
 from autocompress.spec.space import SpaceTemplate
-from autocompress.targets import make_target
 from autocompress.tasks.base import Task
 from autocompress.transforms.compress import Compressor
 from autocompress.transforms.options import Options
@@ -99,7 +99,7 @@ class Run:
                 f"those that failed: not {trial}."
             )
         config = self.config
-        target = make_target(config.target, threads=config.threads, batch_size=config.batch_size)
+        target = target_of(config)
         task = self.task or make_task(self._task_options())
         network = trace(task.model, task.example_inputs)
         _, notes = read_study(self.place)
@@ -181,6 +181,7 @@ def search(
     compress: Mapping[str, Any] | None = None,
     threads: int = 1,
     batch_size: int = 1,
+    portable: bool = True,
     device: str = "",
     run_dir: str | Path | None = None,
     start_from: str | Path | None = None,
@@ -198,11 +199,12 @@ def search(
     ``{"*/w_bits": [4, 8]}``. ``compress`` sets how plans are carried out: ``importance`` ("energy",
     "l1", "l2"), ``calibrate`` ("mse", "minmax", "percentile"), and ``refit``, ``bn`` or
     ``compensate`` False to switch these repairs off. ``threads`` and ``batch_size`` are of the
-    latency measurement; ``device`` names a device file that latency and energy are predicted for,
-    in place of this machine. ``start_from``: the run directory of another search of the same model
-    and data, whose profile and scores are taken over (on another target its front's plans are
-    evaluated first); ``until_converged``: end when next to nothing of the hypervolume is still to
-    gain. ``trials`` are completed scores, baselines included; ``run_dir`` is
+    latency measurement; ``portable`` False lets 8-bit codes take their whole range, which is right
+    on CPUs with VNNI or of ARM alone; ``device`` names a device file that latency and energy are
+    predicted for, in place of this machine. ``start_from``: the run directory of another search of
+    the same model and data, whose profile and scores are taken over (on another target its front's
+    plans are evaluated first); ``until_converged``: end when next to nothing of the hypervolume is
+    still to gain. ``trials`` are completed scores, baselines included; ``run_dir`` is
     ``runs/<task.name>`` by default. ``storage``: the URL of a database that keeps the study (a
     password in it is not written down), by default a file in ``run_dir``. ``workers``: processes on
     a Ray cluster of its own, or of the one at ``ray_address``; a trial that takes more than
@@ -216,7 +218,8 @@ def search(
     config = Config(
         space=find_space(space), sampler=sampler, trials=trials, seed=seed, target=target,
         objectives=check_objectives(objectives), budget=budget or Budget(),
-        compress=dict(compress or {}), threads=threads, batch_size=batch_size, device=device,
+        compress=dict(compress or {}), threads=threads, batch_size=batch_size,
+        portable=portable, device=device,
         storage=storage,
         execution=Execution(
             workers=workers, ray_address=ray_address, trial_seconds=trial_seconds,

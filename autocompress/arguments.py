@@ -113,6 +113,11 @@ def make_parser(
         help="take profile and scores over from another run of the same model",
     )
     sub.add_argument("--target", metavar="NAME", help="runtime: onnxruntime or openvino")
+    sub.add_argument(
+        "--no-portable",
+        action="store_true",
+        help="8-bit weights take their whole range: right on CPUs with VNNI or of ARM alone",
+    )
     sub.add_argument("--seed", type=_SEED, metavar="N", help="of the sampler")
     execution(sub)
     until_converged(sub)

@@ -218,7 +218,7 @@ def _search(parsed: argparse.Namespace) -> int:
         "storage": parsed.storage,
     }
     overrides = {name: value for name, value in given.items() if value is not None}
-    overrides |= _execution(parsed)
+    overrides |= _execution(parsed) | ({"portable": False} if parsed.no_portable else {})
     directory = parsed.run_dir or Path("runs") / parsed.config.stem
 
     def start(screen: _Screen) -> "Run":

@@ -38,7 +38,7 @@ from autocompress.tasks.base import Task
 from autocompress.transforms.options import Options
 from autocompress.transforms.sketch import sketch
 
-__all__ = ["Launched", "complete", "launch", "place_of", "read_config", "write_front"]
+__all__ = ["Launched", "complete", "launch", "place_of", "read_config", "target_of", "write_front"]
 
 # Fields of a configuration that may differ from what a run directory was begun with.
 _CHANGEABLE = ("trials", "sampler", "execution")
@@ -71,8 +71,18 @@ def read_config(run_dir: str | Path) -> tuple[Path, Config]:
     path = directory / "config.toml"
     if not path.is_file():
         raise RunError(f"A run directory has a config.toml: {directory} has none. Start a search.")
-    config = Config.read(path)
+    config = Config.read(path, frozen=True)
     return directory, replace(config, space=find_space(config.space))
+
+
+def target_of(config: Config) -> Target:
+    """Return a configuration's target; raise ConfigError for an unknown one."""
+    return make_target(
+        config.target,
+        threads=config.threads,
+        batch_size=config.batch_size,
+        portable=config.portable,
+    )
 
 
 def place_of(directory: Path, config: Config, storage: str = "") -> Place:
@@ -120,7 +130,7 @@ def launch(
         raise InputError(f"until_converged must be True or False, not {until_converged!r}.")
     template = config.space
     assert isinstance(template, SpaceTemplate)
-    target = make_target(config.target, threads=config.threads, batch_size=config.batch_size)
+    target = target_of(config)
     # unknown names end here, before any work
     config.check_device()
     make_sampler(config.sampler, config.seed)
@@ -158,7 +168,8 @@ def launch(
             "model": network.fingerprint,
             "data": _data_fingerprint(task),
             "space": space.digest,
-            "target": f"{config.target}, {config.threads} threads, batch {config.batch_size}",
+            "target": f"{config.target}, {config.threads} threads, batch {config.batch_size}"
+            + (", portable" if config.portable else ""),
             **({"device": _digest(device)} if device else {}),
         }
         if other is not None:
@@ -171,6 +182,8 @@ def launch(
                 "once more with --from that directory (start_from), then resume."
             )
         study.check_fingerprints(fingerprints)
+        if words := _other_host(study, target):
+            report(Progress(0, total, note=words))
         write_whole(directory / "config.toml", config.to_toml().encode())
         if other is not None and (
             left := adopt(study, directory, front, theirs, fingerprints, seed=config.seed)
@@ -215,6 +228,24 @@ def launch(
     return found
 
 
+def _other_host(study: Study, target: Target) -> str:
+    """Note whether this host's integer kernels overflow; return what is to be said of that.
+
+    Said is where a study was begun on a host of the other kind.
+    """
+    now, then = target.saturates(), study.note("saturates")
+    if then is None:
+        study.set_note("saturates", now)
+        return ""
+    kinds = ("add 8-bit products exactly", "add 8-bit products in 16 bits (no VNNI)")
+    if now == then:
+        return ""
+    return (
+        f"this study was begun on a CPU whose integer kernels {kinds[then]}; this one's "
+        f"{kinds[now]}: portable files answer alike on both, latencies are not comparable"
+    )
+
+
 def _missing(count: int) -> str:
     again = "failed and are not on the front; resume tries them again"
     return f"{count} of the baselines {again}" if count else ""
@@ -227,7 +258,7 @@ def _stored(directory: Path, config: Config) -> tuple[Config, str]:
     """
     url, study = config.storage and whole_url(config.storage), config.study
     if url and not study and (directory / "config.toml").exists():
-        study = Config.read(directory / "config.toml").study
+        study = Config.read(directory / "config.toml", frozen=True).study
     if url and not study:
         study = f"{directory.resolve().name}-{secrets.token_hex(4)}"
     return replace(config, storage=public_url(url), study=study), url
@@ -297,7 +328,7 @@ def _check_frozen(directory: Path, config: Config) -> None:
     path = directory / "config.toml"
     if not path.exists():
         return
-    frozen = Config.read(path)
+    frozen = Config.read(path, frozen=True)
     changed = [
         f.name
         for f in fields(Config)

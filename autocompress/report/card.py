@@ -63,6 +63,7 @@ def card_data(score: Score, reference: Score | None, file_name: str) -> dict[str
         "figures": _figures(score),
         "uncompressed": None if reference is None else _figures(reference),
         "cpu": list(score.cpu),
+        "portable": score.portable,
         "seed": score.seed,
         "autocompress": autocompress.__version__,
     }
@@ -168,6 +169,14 @@ def _plan_table(score: Score) -> str:
     )
 
 
+_ANSWERS = {
+    True: "alike on every CPU that the runtime serves",
+    False: "as measured on processors with VNNI, or ARM's, alone: 8-bit codes take their whole "
+    "range, and kernels without VNNI overflow",
+    None: "accuracy may depend on the CPU where inputs have 8 bits; nobody looked",
+}
+
+
 def _origin(score: Score) -> str:
     cpu = ", ".join(score.cpu) or "not recorded"
     training = (
@@ -179,8 +188,8 @@ def _origin(score: Score) -> str:
         [
             "## Origin\n",
             f"- target: {_code(score.target)}",
-            f"- CPU features where it was measured: {words.one_line(cpu)} (latency, and accuracy "
-            "where inputs have 8 bits, depend on them)",
+            f"- CPU features where latency was measured: {words.one_line(cpu)}",
+            f"- answers: {_ANSWERS[score.portable]}",
             f"- training after compression: {training}; seed: {score.seed}",
             f"- sha256: {_code(score.sha256)}",
             f"- bytes: {score.size_bytes:,.0f}",

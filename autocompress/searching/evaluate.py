@@ -15,7 +15,7 @@ from torch import nn
 
 from autocompress.cost.device import Device
 from autocompress.cost.estimate import Estimate, Estimator, Lesson
-from autocompress.errors import ArtifactError, AutocompressError, RunError
+from autocompress.errors import ArtifactError, AutocompressError, PlanError, RunError
 from autocompress.models.network import Network
 from autocompress.report.front import Pick
 from autocompress.searching.allocation import sweep
@@ -27,6 +27,7 @@ from autocompress.spec.plan import Plan, Recipe
 from autocompress.spec.score import OBJECTIVES, Score
 from autocompress.spec.space import SearchSpace
 from autocompress.targets.base import Session, Target
+from autocompress.targets.probe import SATURATES
 from autocompress.targets.timing import Timing, cpu_features, measure, openings
 from autocompress.tasks.base import Task
 from autocompress.transforms.compress import Compressor, Options
@@ -102,7 +103,8 @@ class Evaluator:
             self.network, self.target.abilities, self.builder,
             options=self.options, device=self.device,
         )  # fmt: skip
-        self.cpu = cpu_features()
+        self.saturates = self.target.saturates()
+        self.cpu = (*cpu_features(), *([SATURATES] if self.saturates else []))
         self._inputs = tuple(
             np.repeat(value.numpy(), self.target.batch_size, axis=0)
             for value in self.task.example_inputs
@@ -247,6 +249,11 @@ class Evaluator:
     ) -> tuple[dict[str, Any], Lesson]:
         with watch("compress"):
             compressed = self.compressor.compress(plan)
+        if self.saturates and not compressed.portable:
+            raise PlanError(
+                "A file's figures must be taken where it is right: its 8-bit codes overflow on "
+                "this CPU, which has no VNNI. Search with portable = true, or on another CPU."
+            )
         with watch("build"):
             artifact = self.builder.build(compressed, self.path(plan, recipe))
         with watch("open"):
@@ -274,6 +281,7 @@ class Evaluator:
             "device_latency_ms": costs.device_latency_ms,
             "parameters": sum(value.numel() for value in network.params.values()),
             "effect": compressed.effect if math.isfinite(compressed.effect) else math.nan,
+            "portable": compressed.portable,
             "artifact": artifact.path.name,
             "sha256": artifact.sha256,
             "timing": timing.to_json(),

@@ -22,7 +22,7 @@ _SECTIONS: Mapping[str, tuple[str, ...]] = {
     "search": ("space", "sampler", "trials", "seed", "objectives", "storage", "study"),
     "compress": SETTINGS,
     "budget": tuple(field.name for field in fields(Budget)),
-    "target": ("name", "threads", "batch_size", "device"),
+    "target": ("name", "threads", "batch_size", "portable", "device"),
     "run": tuple(field.name for field in fields(Execution)),
 }
 
@@ -34,9 +34,9 @@ class Config:
     ``task`` is None where the task was given in Python. ``space`` is a name, a path or, in a run
     directory, the rules themselves. ``compress`` holds what differs from the defaults of
     ``transforms.options.Options``. ``device`` is a device file that latency and energy are
-    predicted for, "" for this machine. ``storage``: the URL of the database that keeps the study,
-    under the name ``study``, "" for a file in the run directory. Raises InputError for a value that
-    cannot be.
+    predicted for, "" for this machine. ``portable``: files answer alike on every CPU.
+    ``storage``: the URL of the database that keeps the study, under the name ``study``, "" for a
+    file in the run directory. Raises InputError for a value that cannot be.
     """
 
     task: Mapping[str, Any] | None = None
@@ -50,6 +50,7 @@ class Config:
     target: str = "onnxruntime"
     threads: int = 1
     batch_size: int = 1
+    portable: bool = True
     device: str = ""
     storage: str = ""
     study: str = ""
@@ -64,6 +65,8 @@ class Config:
                 or not (least <= value <= 2**53)
             ):
                 raise InputError(f"{name} must be an integer of at least {least}, not {value!r}.")
+        if not isinstance(self.portable, bool):
+            raise InputError(f"portable must be true or false, not {self.portable!r}.")
         for name in ("sampler", "target", "device", "storage", "study"):
             if not isinstance(getattr(self, name), str):
                 raise InputError(f"{name} must be a name in quotes, not {getattr(self, name)!r}.")
@@ -80,8 +83,12 @@ class Config:
             )
 
     @classmethod
-    def read(cls, path: Path) -> "Config":
-        """Read a TOML file; raise ConfigError that names file and line."""
+    def read(cls, path: Path, *, frozen: bool = False) -> "Config":
+        """Read a TOML file; raise ConfigError that names file and line.
+
+        ``frozen``: that of a run directory, where an older version left out what it did not know:
+        its files were not portable.
+        """
         table, text = read_toml(path)
         check_keys(table, ("task", *_SECTIONS, "space"), text, path)
         for name, section in table.items():
@@ -108,6 +115,8 @@ class Config:
             search["space"] = str(path.parent / search["space"])
         if isinstance(target.get("device"), str) and target["device"].endswith(".toml"):
             target["device"] = str(path.parent / target["device"])
+        if frozen:
+            target.setdefault("portable", False)
         if "name" in target:
             target["target"] = target.pop("name")
         try:
@@ -146,6 +155,7 @@ class Config:
             "budget": {name: limit for name, limit in limits.items() if limit is not None},
             "target": {
                 "name": self.target, "threads": self.threads, "batch_size": self.batch_size,
+                "portable": self.portable,
                 **({"device": self.device} if self.device else {}),
             },
             "run": {n: v for n, v in asdict(self.execution).items() if v not in (None, "")},

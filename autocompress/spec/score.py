@@ -64,7 +64,8 @@ class Score:
     ``baseline`` names a plan that every study scores, ``cpu`` the instruction sets of the machine.
     ``estimates`` are predicted figures by the names of the measured ones, ``timing`` the raw
     latency samples, ``seconds`` the wall time of each step. A figure that was not measured is NaN;
-    a plan that is ``over_budget`` has estimates alone.
+    a plan that is ``over_budget`` has estimates alone. ``portable``: whether the file answers alike
+    on every CPU, None where nobody looked.
     """
 
     trial: int
@@ -99,6 +100,7 @@ class Score:
     timing: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     cpu: tuple[str, ...] = ()
+    portable: bool | None = None
     seed: int = 0
 
     @property

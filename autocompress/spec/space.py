@@ -23,9 +23,13 @@ Value = float | int
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The values, ascending, of every ``<layer or unit>/<knob>`` of one network."""
+    """The values, ascending, of every ``<layer or unit>/<knob>`` of one network.
+
+    ``code_limit``: that of the target's abilities, by which uniform plans are called.
+    """
 
     knobs: Mapping[str, tuple[Value, ...]]
+    code_limit: int = 128
 
     def __post_init__(self) -> None:
         for name, values in self.knobs.items():
@@ -101,16 +105,18 @@ class SearchSpace:
         named = {Plan(): "uncompressed"}
         for choice in wanted:
             full = {k: choice.get(k, max(values[k])) for k in KNOBS if values[k]}
-            named.setdefault(self.uniform(**choice), "uniform " + ", ".join(_words(full)))
+            named.setdefault(self.uniform(**choice), "uniform " + ", ".join(self._words(full)))
         return [(label, plan) for plan, label in named.items()]
 
-
-def _words(choice: Mapping[str, Value]) -> Iterator[str]:
-    if choice.get("keep", 1) < 1:
-        yield f"keep {choice['keep']:g}"
-    for knob, what in (("w_bits", "weights"), ("a_bits", "activations")):
-        if choice.get(knob, 32) < 32:
-            yield f"{choice[knob]:g}-bit {what}"
+    def _words(self, choice: Mapping[str, Value]) -> Iterator[str]:
+        if choice.get("keep", 1) < 1:
+            yield f"keep {choice['keep']:g}"
+        bits = choice.get("w_bits", 32)
+        narrow = bits <= 8 and choice.get("a_bits", 32) <= 8 and 2 ** (bits - 1) > self.code_limit
+        for knob, what in (("w_bits", "weights"), ("a_bits", "activations")):
+            if choice.get(knob, 32) < 32:
+                codes = f" (codes to ±{self.code_limit})" if narrow and knob == "w_bits" else ""
+                yield f"{choice[knob]:g}-bit {what}{codes}"
 
 
 @dataclass(frozen=True)
@@ -216,7 +222,7 @@ class SpaceTemplate:
             raise SpaceError(
                 "A search space must leave at least one knob of the network to search."
             )
-        return SearchSpace(knobs)
+        return SearchSpace(knobs, abilities.code_limit)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the template as plain data."""

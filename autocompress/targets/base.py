@@ -84,6 +84,9 @@ class Target(Protocol):
     def batch_size(self) -> int:
         """The batch size of latency measurements."""
 
+    def saturates(self) -> bool:
+        """Tell whether its integer kernels on this host overflow at codes above 64."""
+
     def prepare(self, network: "Network") -> Builder:
         """Do once what is slow; raise TraceError if the format cannot hold the network."""
 

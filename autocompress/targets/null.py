@@ -40,6 +40,7 @@ class Null:
 
     threads: int = 1
     batch_size: int = 1
+    portable: bool = True
 
     name = "null"
     version = "null 1"
@@ -49,6 +50,10 @@ class Null:
         a_bits=(8, 32),
         fused_activations=frozenset({"aten.relu.default"}),
     )
+
+    def saturates(self) -> bool:
+        """Say that it does not: it multiplies floats."""
+        return False
 
     def prepare(self, network: Network) -> Builder:
         """Return the builder; nothing is slow here."""

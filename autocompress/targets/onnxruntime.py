@@ -1,5 +1,6 @@
 """ONNX files for onnxruntime on the CPU: exported once, edited for every plan."""
 
+import functools
 import json
 import tempfile
 import time
@@ -20,6 +21,7 @@ from autocompress.targets.memory import PeakMemory
 from autocompress.targets.onnx_origins import Origins, is_layer, of_network
 from autocompress.targets.onnx_template import make_template
 from autocompress.targets.onnx_writer import OnnxBuilder
+from autocompress.targets.probe import overflows
 
 __all__ = ["OnnxRuntime", "OnnxRuntimeSession"]
 
@@ -73,6 +75,10 @@ class OnnxRuntime:
         if not self.portable:
             object.__setattr__(self, "abilities", replace(_ABILITIES, code_limit=128))
 
+    def saturates(self) -> bool:
+        """Tell whether its integer kernels on this host overflow at codes above 64."""
+        return _overflows()
+
     def prepare(self, network: Network) -> Builder:
         """Export the network once; raise TraceError if that fails."""
         large = any(value.numel() > self.limit for value in network.params.values())
@@ -105,6 +111,11 @@ class OnnxRuntime:
             OpTime(nodes.get(name, ""), kinds[name], _calm(values[-runs:]))
             for name, values in times.items()
         )
+
+
+@functools.cache
+def _overflows() -> bool:
+    return overflows(OnnxRuntimeSession)
 
 
 def _calm(times: list[float]) -> float:

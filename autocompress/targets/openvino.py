@@ -27,6 +27,7 @@ from autocompress.targets.memory import PeakMemory
 from autocompress.targets.onnx_origins import Origins, is_layer, of_network
 from autocompress.targets.onnx_template import make_template
 from autocompress.targets.onnx_writer import OnnxBuilder
+from autocompress.targets.probe import overflows
 
 __all__ = ["OpenVino", "OpenVinoSession"]
 
@@ -78,6 +79,10 @@ class OpenVino:
     def version(self) -> str:
         """OpenVINO's name and version."""
         return f"openvino {openvino.__version__.partition('-')[0]}"
+
+    def saturates(self) -> bool:
+        """Tell whether its integer kernels on this host overflow at codes above 64."""
+        return _overflows()
 
     def prepare(self, network: Network) -> Builder:
         """Export the network once; raise TraceError if that fails."""
@@ -288,6 +293,11 @@ class OpenVinoSession:
             if source is not None:
                 found.setdefault(op.get_friendly_name(), source)
         return {name: of_network(node) for name, node in found.items()}
+
+
+@functools.cache
+def _overflows() -> bool:
+    return overflows(OpenVinoSession)
 
 
 def _info(op: Any, key: str) -> str:
