@@ -1,9 +1,10 @@
+import numpy as np
 import pytest
 import torch
 
 from autocompress.transforms.gram import columns_of, moments
 from autocompress.transforms.options import Options
-from autocompress.transforms.repair import repair, round_weight
+from autocompress.transforms.repair import Kernel, repair, round_weight, rounded_bias, widened
 from autocompress.transforms.weights import QuantizedWeight
 
 
@@ -95,3 +96,51 @@ def test_columns_are_in_the_order_of_the_samples() -> None:
     x = torch.randn(5, 4, 3)  # [samples, cells, channels]
     expected = torch.einsum("nkc,ock->no", x, weight.flatten(2))
     torch.testing.assert_close(x.flatten(1) @ columns_of(weight, 1)[0], expected)
+
+
+def test_a_bias_is_a_whole_multiple_of_its_step() -> None:
+    weight = QuantizedWeight(np.ones((3, 2), np.int8), np.array([0.5, 1.0, 2.0], np.float32), 8)
+    found = rounded_bias(weight, torch.tensor([0.3, 0.3, -7.1]), 0.25)
+    assert found.tolist() == [0.25, 0.25, -7.0]
+
+
+def test_a_scale_is_widened_until_a_bias_fits() -> None:
+    codes = np.array([[100, -50], [100, -50]], np.int8)
+    weight = QuantizedWeight(codes, np.array([1e-9, 1.0], np.float32), 8)
+    bias = torch.tensor([5.0, 5.0])
+    found = widened(weight, bias, 1.0)
+    assert found.scale[1] == 1
+    assert found.scale[0] == np.float32(5 / 2**30)
+    np.testing.assert_allclose(rounded_bias(found, bias, 1.0), bias, rtol=1e-6)
+    assert abs(found.values[0] - weight.values[0]).max() <= found.scale[0] / 2
+    assert widened(weight, torch.zeros(2), 1.0) is weight
+
+
+def test_a_weight_of_a_constant_input_does_not_coarsen_the_others() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(400, 1, 6)
+    x[:, :, 2] = 0.25
+    weight = torch.randn(4, 6)
+    weight[:, 2] = 500.0
+    wanted = x[:, 0] @ weight.T
+    seen = moments(x.clone(), wanted)
+    good = repair(weight, torch.zeros(4), seen, 8, Options(), spoilt=False)
+    found = x[:, 0] @ good.weight.T + good.bias
+    assert float((found - wanted).std() / wanted.std()) < 0.01
+    largest = float(weight[:, [0, 1, 3, 4, 5]].abs().max())
+    assert float(good.weight[:, 2].abs().max()) <= 1.01 * largest  # scales are float16 numbers
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_a_bias_step_is_fine_beside_what_the_output_does(bits: int) -> None:
+    torch.manual_seed(0)
+    step = 0.02
+    x = torch.randn(400, 1, 6).mul_(1e-5).add_(0.5).div_(step).round_().mul_(step)
+    weight = torch.randn(4, 6) * 700
+    wanted = torch.randn(400, 4) * 0.1 + 1
+    seen = moments(x.clone(), wanted)
+    good = repair(weight, torch.zeros(4), seen, bits, Options(), Kernel(64, step), spoilt=True)
+    assert isinstance(good.weight_code, QuantizedWeight)
+    assert float(good.weight_code.scale.max()) * step <= 0.1 / 8 * 1.2
+    bias = rounded_bias(good.weight_code, good.bias, step)
+    assert float((x[:, 0] @ good.weight.T + bias - wanted).mean(0).abs().max()) < 0.02

@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from autocompress.transforms.weights import Grid, QuantizedWeight, best_scale, nearest, short
+from autocompress.transforms.weights import (
+    Grid,
+    QuantizedWeight,
+    best_scale,
+    nearest,
+    saturates,
+    short,
+)
 
 
 @pytest.mark.parametrize("odd", [False, True])
@@ -68,3 +75,29 @@ def test_float16_where_it_is_exact() -> None:
         kept = short(np.array(values, np.float32))
         assert kept.dtype == np.float32
         np.testing.assert_array_equal(kept, np.array(values, np.float32))
+
+
+@pytest.mark.parametrize(("bits", "low", "high"), [(8, -64, 64), (7, -64, 63), (4, -8, 7)])
+def test_a_limit_cuts_the_grid(bits: int, low: int, high: int) -> None:
+    grid = Grid(bits, limit=64)
+    assert (grid.low, grid.high) == (low, high)
+    assert nearest(np.array([[-9.0, 9.0]]), np.array([[0.01]]), grid).tolist() == [[low, high]]
+
+
+def test_odd_codes_stay_odd_at_a_limit() -> None:
+    grid = Grid(7, odd=True, limit=64)
+    assert (grid.low, grid.high) == (-63, 63)
+
+
+@pytest.mark.parametrize(
+    ("row", "wrong"),
+    [
+        ([64, 64, 0], False), ([-64, -64, 3], False), ([65, 64, 0], True), ([127, 0, 1], False),
+        ([127, -128, 1], False), ([-127, 0, -2], True), ([127], False), ([-65, 5, -64], True),
+    ],
+)  # fmt: skip
+def test_codes_saturate_where_two_products_do(row: list[int], wrong: bool) -> None:
+    """By the slow way: every pair of codes of a row, each times 255."""
+    pairs = [255 * (a + b) for i, a in enumerate(row) for b in row[i + 1 :]]
+    assert any(not -(2**15) <= both < 2**15 for both in pairs) == wrong
+    assert saturates(np.array([row, [0] * len(row)], dtype=np.int8)) == wrong
