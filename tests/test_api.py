@@ -32,6 +32,7 @@ from autocompress.errors import (
     TaskError,
 )
 from autocompress.searching import prepare
+from autocompress.targets.null import Null
 from autocompress.tasks.base import accuracy_of
 
 SPACE = {"*/keep": [0.5, 1.0], "*/w_bits": [2, 4, 8]}
@@ -128,6 +129,23 @@ def test_a_transformer_through_onnxruntime(tmp_path: Path) -> None:
     }
     assert all(line.after.profiled_ms > 0 for line in layers.values())
     assert receipt.total("size_bytes") < receipt.total("size_bytes", after=False)
+
+
+def test_a_host_of_the_other_kind_is_told(tmp_path: Path, monkeypatch) -> None:
+    run_search(tmp_path)
+    said: list[str] = []
+    ac.open_run(tmp_path, make_task()).resume(1, lambda progress: said.append(progress.note))
+    assert not any("was begun on a CPU" in note for note in said)
+    monkeypatch.setattr(Null, "saturates", lambda self: True)
+    ac.open_run(tmp_path, make_task()).resume(1, lambda progress: said.append(progress.note))
+    (note,) = {note for note in said if "was begun on a CPU" in note}
+    assert "this one's add 8-bit products in 16 bits (no VNNI)" in note
+
+
+def test_a_portable_run_is_another_than_one_that_is_not(tmp_path: Path) -> None:
+    run_search(tmp_path)
+    with pytest.raises(RunError, match="portable"):
+        run_search(tmp_path, portable=False)
 
 
 def test_the_study_opens_in_optuna(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from autocompress.spec.budget import Budget
 from autocompress.spec.plan import Plan, Recipe
 from autocompress.spec.score import Score
 from autocompress.targets import make_target
+from autocompress.targets.probe import SATURATES
 from autocompress.targets.timing import Timing
 from autocompress.tasks.base import Task, accuracy_of
 
@@ -60,6 +61,21 @@ def test_a_score_is_of_the_file(tmp_path: Path) -> None:
     assert score.parameters == 6 * 12 + 12 + 12 * 4 + 4
     assert set(score.seconds) == {"compress", "build", "open", "accuracy", "latency"}
     assert math.isnan(score.test_accuracy)
+
+
+def test_figures_are_not_taken_where_a_file_is_wrong(tmp_path: Path, monkeypatch) -> None:
+    evaluator = make_evaluator(tmp_path)
+    wide = Plan({f"{name}/{knob}": 8 for name in "02" for knob in ("w_bits", "a_bits")})
+    assert evaluator(wide, Recipe()).portable is False
+    assert evaluator(PLAN, Recipe()).portable is True
+    monkeypatch.setattr(type(evaluator.target), "saturates", lambda self: True)
+    there = make_evaluator(tmp_path)
+    score = there(wide, Recipe())
+    assert score.outcome == "failed"
+    assert "no VNNI" in score.message
+    assert there(PLAN, Recipe()).outcome == "ok"
+    assert SATURATES in there(PLAN, Recipe()).cpu
+    assert SATURATES not in evaluator.cpu
 
 
 def test_the_reference_is_the_uncompressed_model(tmp_path: Path) -> None:

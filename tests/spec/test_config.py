@@ -142,3 +142,14 @@ def test_a_device_file_is_found_from_the_folder_of_the_configuration(tmp_path, m
     monkeypatch.chdir(tmp_path)
     assert Config.read(path).device == config.device
     assert Config(device="avx2-core").device == "avx2-core"
+
+
+def test_portable_is_the_default_but_in_a_directory_of_an_older_version(tmp_path: Path) -> None:
+    assert read(tmp_path, FULL).portable
+    assert not Config.read(tmp_path / "config.toml", frozen=True).portable
+    whole = read(tmp_path, FULL.replace("threads = 2", "threads = 2\nportable = false"))
+    assert not whole.portable
+    (tmp_path / "config.toml").write_text(replace(whole, portable=True).to_toml())
+    assert Config.read(tmp_path / "config.toml", frozen=True).portable
+    with pytest.raises(ConfigError, match="portable must be true or false"):
+        read(tmp_path, FULL.replace("threads = 2", "portable = 1"))

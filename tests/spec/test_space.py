@@ -103,6 +103,16 @@ def test_uniform_takes_the_next_higher_value_where_it_must():
     assert SMALL.uniform() == Plan({"a/w_bits": 8})
 
 
+def test_a_uniform_plan_says_what_its_codes_are():
+    knobs = {"*/w_bits": [7, 8], "*/a_bits": [8, 32]}
+    abilities = Abilities((7, 8, 32), (8, 32), code_limit=64)
+    space = SpaceTemplate.of(knobs).resolve(["a"], [], abilities)
+    labels = [label for label, _ in space.baselines()]
+    assert labels[1] == "uniform 8-bit weights (codes to ±64), 8-bit activations"
+    assert "uniform 8-bit weights" in labels
+    assert "uniform 7-bit weights, 8-bit activations" in labels
+
+
 def test_baselines_begin_with_the_promised_three():
     space = resolve({"*/keep": [0.5, 0.75, 1.0], "*/w_bits": [3, 4, 8], "*/a_bits": [8, 32]})
     named = space.baselines()
