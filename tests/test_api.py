@@ -148,6 +148,17 @@ def test_a_portable_run_is_another_than_one_that_is_not(tmp_path: Path) -> None:
         run_search(tmp_path, portable=False)
 
 
+@pytest.mark.parametrize("given", [192, 260])
+def test_it_says_how_many_calibration_inputs_are_used(tmp_path: Path, given: int) -> None:
+    task = make_task()
+    task = replace(task, calibration=[(torch.randn(given // 2, 8, 8),)] * 2)
+    notes: list[str] = []
+    run_search(tmp_path / "run", task, trials=1, progress=lambda p: notes.append(p.note))
+    said = [note for note in notes if "calibration inputs are used" in note]
+    some = "192 of the 260 calibration inputs are used, drawn over all of them"
+    assert said == ([some] if given > 192 else [])
+
+
 def test_the_study_opens_in_optuna(tmp_path: Path) -> None:
     run = run_search(tmp_path)
     backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.log"))

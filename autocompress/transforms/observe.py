@@ -3,8 +3,10 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -13,6 +15,10 @@ from autocompress.errors import InputError, unknown
 __all__ = ["METHODS", "ActivationRange", "observe"]
 
 BINS = 1024
+# Tensors of more values than WHOLE are looked at through DRAWN of them, and their tails.
+WHOLE, DRAWN = 2**17, 2**15
+
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -58,38 +64,84 @@ class ActivationRange:
         return value.mul(1 / self.scale).round_().clamp_(low, high).mul_(self.scale)
 
 
-def _minmax(value: Tensor, least: float, greatest: float, bits: int) -> tuple[float, float]:
-    return least, greatest
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What is known of a tensor's values: some drawn at random, and all beyond those.
+
+    ``least`` and ``greatest`` are the extremes of all values; each of ``drawn`` stands for
+    ``weight`` values, each of ``tails`` for itself.
+    """
+
+    least: float
+    greatest: float
+    drawn: Array
+    weight: float
+    tails: Array
+
+    def counts(self, bins: int) -> Array:
+        """Return how many values lie in each of ``bins`` equal parts of the range."""
+        scale = bins / (self.greatest - self.least)
+
+        def count(values: Array) -> Array:
+            places = ((values.astype(np.float64) - self.least) * scale).astype(np.int64)
+            return np.bincount(np.minimum(places, bins - 1), minlength=bins)
+
+        return count(self.drawn) * self.weight + count(self.tails)
 
 
-def _percentile(value: Tensor, least: float, greatest: float, bits: int) -> tuple[float, float]:
+def _look(value: Tensor) -> _Seen:
+    """Look at all values of a small tensor; of a large one at some, and at all in its tails.
+
+    One value is drawn from each of DRAWN equal stretches of the tensor, at a random place, so that
+    no period meets that of channels, and wherever the values lie in memory. What lies beyond
+    nearly all that is drawn is looked at whole: what is rare and large is never missed.
+    """
+    flat = _flat(value)
+    least, greatest = (float(extreme) for extreme in torch.aminmax(flat))
+    flat, total = flat.numpy(), flat.numel()
+    if total <= WHOLE or not least < greatest:
+        return _Seen(least, greatest, flat, 1.0, flat[:0])
+    jitter = np.random.default_rng(0).random(DRAWN)
+    places = ((np.arange(DRAWN) + jitter) * (total / DRAWN)).astype(np.int64)
+    drawn = value.numpy()[np.unravel_index(places, value.shape)]
+    outside = max(32, DRAWN * DRAWN // (4 * total))
+    low, high = np.partition(drawn, (outside, DRAWN - 1 - outside))[[outside, -1 - outside]]
+    tails = flat[np.flatnonzero((flat < low) | (flat > high))]
+    drawn = drawn[(drawn >= low) & (drawn <= high)]
+    return _Seen(least, greatest, drawn, (total - len(tails)) / len(drawn), tails)
+
+
+def _minmax(seen: _Seen, bits: int) -> tuple[float, float]:
+    return seen.least, seen.greatest
+
+
+def _percentile(seen: _Seen, bits: int) -> tuple[float, float]:
     """The range between the 0.01st and the 99.99th percentile."""
-    counts = torch.histc(value, BINS * 16, least, greatest)
-    total = counts.cumsum(0)
-    edges = torch.linspace(least, greatest, BINS * 16 + 1)
-    cut = 1e-4 * float(total[-1])
-    first = int(torch.searchsorted(total, cut, right=True))
-    last = int(torch.searchsorted(total, float(total[-1]) - cut))
+    total = seen.counts(BINS * 16).cumsum()
+    edges = np.linspace(seen.least, seen.greatest, BINS * 16 + 1)
+    cut = 1e-4 * total[-1]
+    first = int(np.searchsorted(total, cut, side="right"))
+    last = int(np.searchsorted(total, total[-1] - cut))
     return float(edges[first]), float(edges[min(last + 1, BINS * 16)])
 
 
-def _mse(value: Tensor, least: float, greatest: float, bits: int) -> tuple[float, float]:
+def _mse(seen: _Seen, bits: int) -> tuple[float, float]:
     """The range with the least squared error, over a histogram and fractions of the full range."""
-    counts = torch.histc(value, BINS, least, greatest)
-    width = (greatest - least) / BINS
-    centres = torch.linspace(least + width / 2, greatest - width / 2, BINS)
+    least, greatest = seen.least, seen.greatest
+    counts = seen.counts(BINS)
+    centres = least + (np.arange(BINS) + 0.5) * ((greatest - least) / BINS)
     used = counts > 0
     counts, centres = counts[used], centres[used]
-    fractions = torch.tensor([1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2])
+    fractions = np.array([1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2])
     lows = (fractions if least < 0 else fractions[:1]) * min(least, 0.0)
     highs = (fractions if greatest > 0 else fractions[:1]) * max(greatest, 0.0)
-    low, high = (grid.reshape(-1, 1) for grid in torch.meshgrid(lows, highs, indexing="ij"))
+    low, high = (grid.reshape(-1, 1) for grid in np.meshgrid(lows, highs, indexing="ij"))
     scale = (high - low) / (2**bits - 1)
-    point = torch.round(-low / scale)
-    codes = (torch.round(centres / scale) + point).clamp_(0, 2**bits - 1)
-    error = ((codes - point) * scale - centres).square_() @ counts
+    point = np.rint(-low / scale)
+    codes = (np.rint(centres / scale) + point).clip(0, 2**bits - 1)
+    error = np.square((codes - point) * scale - centres) @ counts
     best = int(error.argmin())
-    return float(low[best]), float(high[best])
+    return float(low[best, 0]), float(high[best, 0])
 
 
 def _flat(value: Tensor) -> Tensor:
@@ -98,29 +150,29 @@ def _flat(value: Tensor) -> Tensor:
     return value.permute(by_stride).flatten()
 
 
-#: The ways to choose a range, by name: (values, least, greatest, bits) -> (x_min, x_max).
-METHODS: Mapping[str, Callable[[Tensor, float, float, int], tuple[float, float]]] = (
-    MappingProxyType({"minmax": _minmax, "mse": _mse, "percentile": _percentile})
+#: The ways to choose a range, by name: (what is seen of the values, bits) -> (x_min, x_max).
+METHODS: Mapping[str, Callable[[_Seen, int], tuple[float, float]]] = MappingProxyType(
+    {"minmax": _minmax, "mse": _mse, "percentile": _percentile}
 )
 
 
 def observe(value: Tensor, method: str = "mse", bits: int = 8) -> ActivationRange:
     """Return the range of a tensor of any shape by a method of METHODS; raise InputError.
 
-    Values that are never negative get the least code as zero point. Histograms look at every
-    n-th value of large tensors; the extremes are always those of all values.
+    Values that are never negative get the least code as zero point. The range does not depend on
+    how the tensor lies in memory. The extremes, and the tails of histograms, are those of all
+    values; between the tails of a large tensor some stand for the others.
     """
     if method not in METHODS:
         raise InputError(unknown("calibration method", method, METHODS))
-    flat = _flat(value.detach())
-    if not flat.numel():
+    if not value.numel():
         raise InputError("A range needs values: calibration data must not be empty.")
-    least, greatest = (float(extreme) for extreme in torch.aminmax(flat))
+    seen = _look(value.detach())
+    least, greatest = seen.least, seen.greatest
     if not np.isfinite(least) or not np.isfinite(greatest):
         raise InputError(
             "Activations must be finite on calibration data; some are NaN or infinite."
         )
     if least < greatest:
-        stride = max(1, flat.numel() // 2**15) | 1
-        least, greatest = METHODS[method](flat[::stride], least, greatest, bits)
+        least, greatest = METHODS[method](seen, bits)
     return ActivationRange.covering(least, greatest, bits)

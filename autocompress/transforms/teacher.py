@@ -1,10 +1,11 @@
 """What the uncompressed network computes on the calibration data, sampled once."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
@@ -33,7 +34,8 @@ class Target:
 class Teacher:
     """The uncompressed network's answers on the calibration inputs; bounded memory.
 
-    ``limit_images``, and the size of the largest activation, bound the inputs that are used;
+    ``limit_images``, and the size of the largest activation, bound the inputs that are used, which
+    are drawn by ``seed`` from all that are ``given``;
     ``limit_bytes`` bounds the sampled outputs that are kept; ``oversampling`` is how many samples
     a layer gets at least for each of its columns. With ``correct_sums`` a layer that ends in a
     residual sum is to make the sum right, not itself.
@@ -42,7 +44,7 @@ class Teacher:
     def __init__(
         self,
         network: Network,
-        calibration: Sequence[tuple[Tensor, ...]],
+        calibration: Iterable[tuple[Tensor, ...]],
         *,
         seed: int = 0,
         limit_images: int = 192,
@@ -51,7 +53,7 @@ class Teacher:
         correct_sums: bool = True,
     ) -> None:
         self.network = network
-        self.inputs = gather_inputs(network, calibration, limit_images)
+        self.inputs, self.given = gather_inputs(network, calibration, limit_images, seed)
         batch = len(self.inputs[0])
         generator = torch.Generator().manual_seed(seed)
         nodes = {node.name: node for node in network.graph.nodes}
@@ -95,6 +97,13 @@ class Teacher:
         self.targets: Mapping[str, Target] = found
 
     @property
+    def note(self) -> str:
+        """How many calibration inputs are used, in words; "" where all are."""
+        used = len(self.inputs[0])
+        some = f"{used} of the {self.given} calibration inputs are used, drawn over all of them"
+        return some if used < self.given else ""
+
+    @property
     def nbytes(self) -> int:
         """Bytes that are held between plans."""
         held = [*self.inputs, *(target.outputs for target in self.targets.values())]
@@ -123,18 +132,31 @@ def _sum_after(
 
 
 def gather_inputs(
-    network: Network, calibration: Sequence[tuple[Tensor, ...]], limit: int
-) -> tuple[Tensor, ...]:
-    """Return up to ``limit`` calibration inputs as one batch, fewer if activations are large."""
+    network: Network, calibration: Iterable[tuple[Tensor, ...]], limit: int, seed: int = 0
+) -> tuple[tuple[Tensor, ...], int]:
+    """Return up to ``limit`` calibration inputs as one batch, and how many were given.
+
+    Fewer are used if activations are large. They are drawn by ``seed`` over all that are given,
+    each as likely as any other, and stay in their order; how they are split into batches does not
+    matter. No more than those that are used and one batch are held at a time. Raises InputError.
+    """
     largest = max((math.prod(layer.in_shape) for layer in network.layers), default=1)
     count = max(16, min(limit, 2**26 // largest))
-    taken: list[tuple[Tensor, ...]] = []
-    held = 0
+    generator = np.random.default_rng(seed)
+    taken: tuple[Tensor, ...] = ()
+    keys = np.zeros(0)  # those with the least keys stay
+    given = 0
     for batch in calibration:
-        taken.append(tuple(value[: count - held].detach() for value in batch))
-        held += len(taken[-1][0])
-        if held >= count:
-            break
-    if not held:
+        given += len(batch[0])
+        every = np.concatenate([keys, generator.random(len(batch[0]))])
+        stay = np.sort(np.argsort(every)[:count])
+        fresh = torch.from_numpy(stay[stay >= len(keys)] - len(keys))
+        old = torch.from_numpy(stay[stay < len(keys)])
+        parts = [value.detach()[fresh] for value in batch]
+        if taken and len(fresh):
+            parts = [torch.cat(both) for both in zip((t[old] for t in taken), parts, strict=True)]
+        if len(fresh):
+            taken, keys = tuple(parts), every[stay]
+    if not given:
         raise InputError("Calibration needs at least one input, there are none; give 64 or more.")
-    return tuple(torch.cat(parts) for parts in zip(*taken, strict=True))
+    return taken, given

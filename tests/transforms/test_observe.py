@@ -79,3 +79,66 @@ def test_constant_and_bad_values() -> None:
 def test_impossible_ranges_are_refused(arguments: tuple[float, int]) -> None:
     with pytest.raises(ValueError, match=r"range|zero point"):
         ActivationRange(*arguments)
+
+
+LAYOUTS = {
+    "channels first": lambda count, width: (count, width, 16, 16),
+    "channels last": lambda count, width: (count, width, 16, 16),
+    "sequence": lambda count, width: (count, width, 256),
+    "tokens": lambda count, width: (count, 256, width),
+}
+
+
+def channelled(layout: str, count: int, width: int, special: int) -> torch.Tensor:
+    """Return values of which one channel alone is far from 0."""
+    value = torch.randn(LAYOUTS[layout](count, width), generator=torch.Generator().manual_seed(0))
+    dim = 2 if layout == "tokens" else 1
+    value.select(dim, special).mul_(0.1).add_(40.0)
+    last = torch.channels_last
+    return value.contiguous(memory_format=last) if layout == "channels last" else value
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("width", [3, 7, 12, 32, 90])
+def test_no_channel_is_missed_however_much_data_there_is(
+    method: str, layout: str, width: int
+) -> None:
+    for count in (8, 31, 64):
+        for special in (0, width - 1):
+            value = channelled(layout, count, width, special)
+            chosen = observe(value, method)
+            rounded = (chosen.simulate(value) - value).square().mean().sqrt()
+            assert float(rounded) < 0.6 * chosen.scale  # nothing is clipped by much
+            assert chosen.scale < 0.2
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_range_does_not_depend_on_how_values_lie_in_memory(method: str) -> None:
+    value = channelled("channels first", 64, 24, 5)
+    chosen = observe(value, method)
+    assert chosen == observe(value.contiguous(memory_format=torch.channels_last), method)
+    assert chosen == observe(value.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2), method)
+    both = torch.cat([value, -value], 1)
+    assert chosen == observe(both.chunk(2, 1)[0], method)  # a part of a larger tensor
+
+
+@pytest.mark.parametrize("rare", [1, 5, 40])
+def test_what_is_rare_and_large_is_weighed_as_it_is(rare: int) -> None:
+    value = torch.randn(400_000, generator=torch.Generator().manual_seed(0))
+    value[torch.arange(rare) * 9973] = 25.0
+    errors = {
+        greatest: error(value, ActivationRange.covering(float(value.min()), greatest))
+        for greatest in (5.0, 7.5, 10.0, 12.5, 17.5, 20.0, 22.5, 25.0)
+    }
+    assert error(value, observe(value)) <= 1.1 * min(errors.values())
+
+
+@pytest.mark.parametrize("kind", ["normal", "heavy", "relu"])
+def test_more_values_are_not_worse(kind: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    value = torch.randn(1_000_000, generator=generator)
+    value = {"normal": value, "heavy": value**3, "relu": value.relu()}[kind]
+    whole = error(value, observe(value))
+    assert whole <= 1.02 * error(value, observe(value[:100_000]))  # of which each is looked at
+    assert whole <= 1.02 * error(value, observe(value[:250_000]))

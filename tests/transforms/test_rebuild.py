@@ -53,13 +53,51 @@ def test_ranges_are_those_of_the_compressed_networks_tensors() -> None:
     assert rebuilt.activations[source].bits == 8
 
 
-def test_calibration_is_gathered_up_to_a_limit_and_never_empty() -> None:
+def numbered(count: int, size: int) -> list[tuple[torch.Tensor, ...]]:
+    """Return batches of ``size`` inputs, the n-th of which is full of n."""
+    whole = torch.arange(count).float().reshape(-1, 1, 1, 1).expand(-1, 1, 8, 8)
+    return [(batch,) for batch in whole.split(size)]
+
+
+def test_calibration_is_drawn_over_all_inputs_up_to_a_limit_and_never_empty() -> None:
     network = trained(Residual)
-    batches = [(torch.randn(30, 1, 8, 8),), (torch.randn(30, 1, 8, 8),)]
-    (taken,) = gather_inputs(network, batches, 40)
-    assert torch.equal(taken, torch.cat([batches[0][0], batches[1][0][:10]]))
+    (taken,), given = gather_inputs(network, numbered(60, 30), 60)
+    assert given == 60
+    assert torch.equal(taken[:, 0, 0, 0], torch.arange(60).float())  # all, in their order
+    (taken,), given = gather_inputs(network, numbered(5000, 77), 200)
+    assert (len(taken), given) == (200, 5000)
+    places = taken[:, 0, 0, 0]
+    assert torch.equal(places, places.unique())
+    quarters = torch.bincount((places / 1250).long())
+    assert len(quarters) == 4
+    assert quarters.min() >= 30
     with pytest.raises(InputError, match="at least one input"):
         gather_inputs(network, [], 40)
+
+
+def test_what_is_drawn_depends_on_the_data_and_the_seed_alone() -> None:
+    network = trained(Residual)
+    (taken,), _ = gather_inputs(network, numbered(300, 300), 50)
+    for size in (1, 7, 50, 128):
+        (same,), _ = gather_inputs(network, iter(numbered(300, size)), 50)
+        assert torch.equal(same, taken)
+    (other,), _ = gather_inputs(network, numbered(300, 300), 50, seed=1)
+    assert not torch.equal(other, taken)
+
+
+def test_the_inputs_of_a_pair_stay_together() -> None:
+    network = trained(Residual)
+    pairs = [(x, -x) for (x,) in numbered(90, 20)]
+    (left, right), given = gather_inputs(network, pairs, 16)
+    assert given == 90
+    assert torch.equal(left, -right)
+
+
+def test_a_teacher_says_how_many_inputs_it_uses() -> None:
+    network = trained(Residual)
+    assert Teacher(network, numbered(60, 30)).note == ""
+    teacher = Teacher(network, numbered(60, 30), limit_images=20)
+    assert teacher.note == "20 of the 60 calibration inputs are used, drawn over all of them"
 
 
 def test_the_teacher_aims_at_sums_where_layers_end_in_one() -> None:
