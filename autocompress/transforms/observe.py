@@ -96,9 +96,9 @@ def _look(value: Tensor) -> _Seen:
     no period meets that of channels, and wherever the values lie in memory. What lies beyond
     nearly all that is drawn is looked at whole: what is rare and large is never missed.
     """
-    flat = _flat(value)
-    least, greatest = (float(extreme) for extreme in torch.aminmax(flat))
-    flat, total = flat.numpy(), flat.numel()
+    every = _flat(value)
+    least, greatest = (float(extreme) for extreme in torch.aminmax(every))
+    flat, total = every.numpy(), every.numel()
     if total <= WHOLE or not least < greatest:
         return _Seen(least, greatest, flat, 1.0, flat[:0])
     jitter = np.random.default_rng(0).random(DRAWN)
