@@ -78,6 +78,8 @@ class Maps(nn.Module):
         for _ in range(inputs):
             rng.setstate(state)  # towers of one shape, with weights of their own
             self.towers.append(Tower(rng, dims, 3))
+        if rng.random() < 0.5:  # one tower for both inputs
+            self.towers = nn.ModuleList([self.towers[0]] * inputs)
         self.join, self.outputs = rng.choice(("cat", "add", "mul")), outputs
         width = self.towers[0].width * (inputs if self.join == "cat" else 1)
         self.tail = Tail(rng, width)
@@ -139,7 +141,7 @@ class Case:
     def calibration(self, seed: int) -> list[tuple[Tensor, ...]]:
         """Return batches of a random number of inputs, some sorted, some channels last."""
         rng = random.Random(seed)
-        count = rng.choice((16, 48, 64, 128, 256))
+        count = rng.choice((16, 64, 128, 256, 512))
         inputs = self.draw(count, torch.Generator().manual_seed(seed))
         if rng.random() < 0.4:
             first = inputs[0].float().flatten(1).mean(1).argsort()
@@ -163,7 +165,7 @@ def make_case(seed: int) -> Case:
     else:
         dims = 1 if kind.endswith("1d") else 2
         model = Maps(rng, dims, 2 if kind.startswith("towers") else 1, rng.choice((1, 1, 2)))
-    _give_statistics(model)
+    _give_statistics(model, spread=rng.random() < 0.4)
     offset, example = rng.choice((0.0, 0.0, 0.5)), rng.choice(EXAMPLES)
     shape = (6,) if kind == "words" else (3, 16) if kind.endswith("1d") else (3, 8, 8)
     count = 2 if kind.startswith("towers") else 1
@@ -171,14 +173,21 @@ def make_case(seed: int) -> Case:
     def draw(rows: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         if kind == "words":
             return (torch.randint(0, 24, (rows, *shape), generator=generator),)
-        return tuple(torch.randn(rows, *shape, generator=generator) + offset for _ in range(count))
+        light = torch.rand(rows, *[1] * len(shape), generator=generator) * 1.5 + 0.3
+        return tuple(
+            (torch.randn(rows, *shape, generator=generator) + offset) * light for _ in range(count)
+        )
 
     inputs = _examples(example, draw(1, torch.Generator().manual_seed(seed)))
     return Case(seed, model.eval(), kind, example, inputs, draw)
 
 
-def _give_statistics(model: nn.Module) -> None:
+def _give_statistics(model: nn.Module, spread: bool) -> None:
+    """Give norms the statistics of a trained network; ``spread``: biases of period three."""
     for module in model.modules():
+        if spread and isinstance(module, nn.Conv1d | nn.Conv2d) and module.bias is not None:
+            with torch.no_grad():
+                module.bias += 2.0 * (torch.arange(len(module.bias)) % 3 - 1)
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             nn.init.normal_(module.running_mean, std=0.3)
             nn.init.uniform_(module.running_var, 0.5, 2.0)

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from tests.fuzz_compare import FLIPS, FLOAT, Failure, check_case, rms, rows_alike
+from tests.fuzz_compare import FLIPS, FLOAT, check_case, rms, rows_alike
 from tests.fuzz_networks import EXAMPLES, make_case
 
 #: Networks that have every kind of input, part, tail and example among them.
-SEEDS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11)
-PLANS = 18
+SEEDS = (0, 1, 5, 7, 16, 19, 25, 31)
+PLANS = 40
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -53,8 +53,3 @@ def test_rows_count_as_alike_one_by_one() -> None:
     found = right.copy()
     found[:6, 2] += 0.5
     assert rows_alike(found, right) == 0.75
-
-
-def test_a_failure_tells_how_to_make_it_again() -> None:
-    failure = Failure(7, 3, "onnxruntime file", "differs")
-    assert (failure.seed, failure.plan) == (7, 3)
