@@ -26,8 +26,11 @@ def tensor(name: str, value: Array) -> onnx.TensorProto:
 _DEFAULTS: Mapping[str, Any] = {"dilations": 1, "strides": 1, "pads": 0}
 
 
-def strip(model: ModelProto, placeholders: list[str]) -> None:
-    """Drop all that a runtime does not need, and give inputs and outputs readable names."""
+def strip(model: ModelProto, placeholders: list[str]) -> dict[str, str]:
+    """Drop all that a runtime does not need, and give inputs and outputs readable names.
+
+    Returns the new name of every value by its old one.
+    """
     graph = model.graph
     for field in ("producer_name", "producer_version", "domain", "doc_string", "model_version"):
         model.ClearField(field)
@@ -64,7 +67,8 @@ def strip(model: ModelProto, placeholders: list[str]) -> None:
             if dim.HasField("dim_param"):
                 dim.dim_param = "N"
     _gather_constants(graph)
-    _name_ends(graph, placeholders)
+    ends = _name_ends(graph, placeholders)
+    return {old: ends.get(new, new) for old, new in names.items()}
 
 
 def _gather_constants(graph: onnx.GraphProto) -> None:
@@ -105,8 +109,11 @@ def _constant(node: NodeProto) -> Array | None:
     return None
 
 
-def _name_ends(graph: onnx.GraphProto, placeholders: list[str]) -> None:
-    """Name inputs and outputs: "input" and "output", or as traced and "output0", …"""
+def _name_ends(graph: onnx.GraphProto, placeholders: list[str]) -> dict[str, str]:
+    """Name inputs and outputs: "input" and "output", or as traced and "output0", …
+
+    Returns the new names by the old ones.
+    """
     inputs = ["input"] if len(graph.input) == 1 else placeholders
     count = len(graph.output)
     outputs = ["output"] if count == 1 else [f"output{i}" for i in range(count)]
@@ -127,6 +134,7 @@ def _name_ends(graph: onnx.GraphProto, placeholders: list[str]) -> None:
     for infos, ends in ((graph.input, inputs), (graph.output, outputs)):
         for info, name in zip(infos, ends, strict=True):
             info.name = name
+    return names
 
 
 def _drop_defaults(node: NodeProto) -> None:

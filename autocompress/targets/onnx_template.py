@@ -1,9 +1,8 @@
 """One export of a network, and the table that says what in it came from where.
 
-The exporter renames, reshapes, folds and shares, so nothing here goes by name. The network is
+The exporter renames, reshapes, folds and shares, so nothing here goes by name alone. The network is
 exported with markers (unique random numbers) for parameters, by which each initializer is
-recognised, transposed ones too; then every value of the ONNX graph is computed once beside the
-network's own, and each node of the network is matched to the ONNX value that equals its own.
+recognised, transposed ones too; which value is which node of the network, onnx_match says.
 """
 
 import itertools
@@ -12,8 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 import torch
 from onnx import ModelProto, NodeProto, numpy_helper
 from torch import Tensor, fx
@@ -21,6 +18,8 @@ from torch import Tensor, fx
 from autocompress.errors import TraceError
 from autocompress.models.network import Network
 from autocompress.models.trace import silence
+from autocompress.targets.onnx_match import match_values
+from autocompress.targets.onnx_probes import generic, pair
 from autocompress.targets.onnx_strip import strip, tensor
 
 __all__ = ["Place", "Template", "graph_args", "make_template"]
@@ -85,8 +84,8 @@ def make_template(network: Network, opset: int = 18) -> Template:
 
 def _make(network: Network, opset: int, optimize: bool) -> Template:
     markers = _markers(network.params)
-    model = _export(network.replace(params=markers), opset, optimize)
-    strip(model, [n.name for n in network.graph.nodes if n.op == "placeholder"])
+    model, origin = _export(network.replace(params=markers), opset, optimize)
+    names = strip(model, [n.name for n in network.graph.nodes if n.op == "placeholder"])
     places = _find_places(model, network, markers)
     held = {place.initializer for found in places.values() for place in found}
     baked = {
@@ -96,12 +95,14 @@ def _make(network: Network, opset: int, optimize: bool) -> Template:
     bare.CopyFrom(model)
     del bare.graph.initializer[:]
     bare.graph.initializer.extend(t for t in model.graph.initializer if t.name not in held)
-    filled = ModelProto()
-    filled.CopyFrom(bare)
-    for name, found in places.items():
-        value = network.params[name].detach().numpy()
-        filled.graph.initializer.extend(tensor(p.initializer, p.arrange(value)) for p in found)
-    values = _match_values(filled, network)
+    changed = network.replace(params=generic(network.params, places))
+    values = match_values(
+        _filled(bare, places, network.params),
+        network,
+        _filled(bare, places, changed.params),
+        changed,
+        _made(origin, network.graph, names),
+    )
     if optimize:  # the exporter may fuse what a layer reads into it (padding): no place to round it
         sources = {n.name: n.all_input_nodes[0].name for n in network.graph.nodes if n.args}
         lost = [layer.name for layer in network.layers if sources[layer.node] not in values]
@@ -119,6 +120,36 @@ def _make(network: Network, opset: int, optimize: bool) -> Template:
     )
 
 
+def _filled(
+    bare: ModelProto, places: Mapping[str, tuple[Place, ...]], params: Mapping[str, Tensor]
+) -> ModelProto:
+    """Return a copy of the template's model with parameters in their places."""
+    filled = ModelProto()
+    filled.CopyFrom(bare)
+    for name, found in places.items():
+        value = params[name].detach().numpy()
+        filled.graph.initializer.extend(tensor(p.initializer, p.arrange(value)) for p in found)
+    return filled
+
+
+def _made(origin: fx.Graph, graph: fx.Graph, names: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return, by node of ``graph``, the values that the exporter says it made of it, in order.
+
+    ``names``: the values' new names by those of the exporter, which names a value after the node
+    of its own graph, whose history ends in ``graph``.
+    """
+    known = {node.name for node in graph.nodes}
+    made: dict[str, list[str]] = {}
+    for node in origin.nodes:
+        sources = list(node.meta.get("from_node", ()))
+        while sources and node.name in names:
+            source = sources.pop()
+            if source.pass_name == "Interpreter_Interpreter" and source.name in known:
+                made.setdefault(source.name, []).append(names[node.name])
+            sources.extend(source.from_node)
+    return made
+
+
 def _markers(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Random numbers in place of the floating-point parameters."""
     generator = torch.Generator().manual_seed(0)
@@ -129,8 +160,9 @@ def _markers(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _export(network: Network, opset: int, optimize: bool) -> ModelProto:
-    example = tuple(v.repeat(2, *[1] * (v.ndim - 1)) for v in network.example_inputs)
+def _export(network: Network, opset: int, optimize: bool) -> tuple[ModelProto, fx.Graph]:
+    """Return the exported model, and the graph that the exporter made it of."""
+    example = pair(network.example_inputs)
     dynamic = tuple({0: torch.export.Dim.DYNAMIC} for _ in example)
     try:
         with silence(), torch.no_grad():
@@ -145,6 +177,7 @@ def _export(network: Network, opset: int, optimize: bool) -> ModelProto:
             )
         assert program is not None
         model: ModelProto = program.model_proto
+        origin: fx.Graph = program.exported_program.graph
     except Exception as error:  # the exporter raises whatever it meets
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise TraceError(
@@ -154,7 +187,7 @@ def _export(network: Network, opset: int, optimize: bool) -> ModelProto:
     found = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
     if model.functions or found != opset:
         raise TraceError(f"The exporter must write opset {opset} without functions, not {found}.")
-    return model
+    return model, origin
 
 
 def _find_places(
@@ -162,21 +195,18 @@ def _find_places(
 ) -> dict[str, tuple[Place, ...]]:
     """Recognise initializers by content; fold transpositions of parameters."""
     graph = model.graph
-    by_content: dict[bytes, str] = {}
-    for name, value in network.params.items():
-        marker = markers.get(name, value).detach().numpy()
-        if marker.dtype == np.float32:
-            for axes in itertools.permutations(range(marker.ndim)):
-                by_content.setdefault(_key(marker.transpose(axes)), f"{name}\n{axes}")
-        elif marker.size > 64:
-            by_content.setdefault(_key(marker), f"{name}\n{tuple(range(marker.ndim))}")
+    known = _contents(network, markers)
     places: dict[str, list[Place]] = {}
     owner: dict[str, tuple[str, Place]] = {}
     for initializer in graph.initializer:
-        found = by_content.get(_key(numpy_helper.to_array(initializer)))
-        if found is not None:
-            name, axes_text = found.split("\n")
-            axes = tuple(int(a) for a in axes_text.strip("()").split(",") if a.strip())
+        array = numpy_helper.to_array(initializer)
+        found = {
+            name: axes
+            for name, axes, value in reversed(known.get(_key(array), []))
+            if np.array_equal(value.transpose(axes), array)
+        }
+        if len(found) == 1:  # of two parameters with the same content, neither is known
+            ((name, axes),) = found.items()
             place = Place(initializer.name, axes)
             places.setdefault(name, []).append(place)
             owner[initializer.name] = (name, place)
@@ -207,98 +237,29 @@ def _find_places(
     return {name: tuple(found) for name, found in places.items()}
 
 
+def _contents(
+    network: Network, markers: Mapping[str, Tensor]
+) -> dict[bytes, list[tuple[str, tuple[int, ...], Array]]]:
+    """Return parameters and permutations of their axes by a key of the permuted content."""
+    found: dict[bytes, list[tuple[str, tuple[int, ...], Array]]] = {}
+    for name, value in network.params.items():
+        marker = markers.get(name, value).detach().numpy()
+        orders = [tuple(range(marker.ndim))]
+        if marker.dtype == np.float32:
+            orders = list(itertools.permutations(range(marker.ndim)))
+        elif marker.size <= 64:
+            continue
+        for axes in orders:
+            found.setdefault(_key(marker.transpose(axes)), []).append((name, axes, marker))
+    return found
+
+
 def _key(value: Array) -> bytes:
     """A few numbers at fixed places say which array it is, without its copy in memory."""
     flat = value.flat
     step = max(1, value.size // 16)
     some = b"".join(np.asarray(flat[i]).tobytes() for i in range(0, value.size, step))
     return f"{value.dtype} {value.shape} ".encode() + some
-
-
-def _match_values(model: ModelProto, network: Network) -> dict[str, str]:
-    """Return, by node of the network, the name of the ONNX value that equals it.
-
-    Raises TraceError if the outputs of the two differ.
-    """
-    example = tuple(v.repeat(2, *[1] * (v.ndim - 1)) for v in network.example_inputs)
-    feeds = {
-        info.name: value.numpy() for info, value in zip(model.graph.input, example, strict=True)
-    }
-    ours: dict[str, Array] = {}
-
-    def observe(node: fx.Node, value: Any) -> None:
-        if isinstance(value, Tensor) and value.dtype == torch.float32:
-            ours[node.name] = value.numpy()
-
-    network.run(*example, observe=observe)
-    theirs = _all_values(model, feeds)
-    table = {
-        node.name: info.name
-        for node, info in zip(
-            (n for n in network.graph.nodes if n.op == "placeholder"),
-            model.graph.input,
-            strict=True,
-        )
-    }
-    order = {name: position for position, name in enumerate(theirs)}
-    by_shape: dict[tuple[int, ...], list[str]] = {}
-    for name, value in theirs.items():
-        by_shape.setdefault(value.shape, []).append(name)
-    last = -1
-    for name, value in ours.items():
-        if name in table:
-            continue
-        equal = [c for c in by_shape.get(value.shape, []) if _close(value, theirs[c])]
-        if equal:
-            later = [c for c in equal if order[c] > last]
-            table[name] = later[0] if later else equal[-1]
-            last = max(last, order[table[name]])
-    output = next(n for n in network.graph.nodes if n.op == "output")
-    for source, info in zip(output.args[0], model.graph.output, strict=True):
-        expected = ours.get(source.name)
-        if expected is not None:
-            if not _close(expected, theirs[info.name]):
-                raise TraceError("The exported graph must compute what the network computes.")
-            table[source.name] = info.name
-    return table
-
-
-def _close(a: Array, b: Array) -> bool:
-    """Tell whether values are the same up to rounding; infinities and NaN must be in both."""
-    odd = ~np.isfinite(a)
-    if odd.any():
-        if not np.array_equal(a[odd], b[odd], equal_nan=True):
-            return False
-        a, b = a[~odd], b[~odd]
-    scale = float(np.abs(a).max(initial=0.0)) + 1e-30
-    if a.size > 64 and abs(float(a.flat[a.size // 2]) - float(b.flat[a.size // 2])) > 1e-3 * scale:
-        return False
-    return bool(np.abs(a - b).max(initial=0.0) <= 1e-3 * scale)
-
-
-def _all_values(model: ModelProto, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """Run a model with all of its float values as outputs, in order."""
-    probe = ModelProto()
-    probe.CopyFrom(model)
-    known = {info.name for info in probe.graph.output}
-    names = [name for node in probe.graph.node for name in node.output if name]
-    probe.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in known)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        session = onnxruntime.InferenceSession(
-            probe.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        results = session.run(names, dict(feeds))
-    except Exception as error:  # onnxruntime's exceptions have no common base
-        raise TraceError(f"onnxruntime must run the exported graph: {error}") from error
-    return {
-        name: value
-        for name, value in zip(names, results, strict=True)
-        if isinstance(value, np.ndarray) and value.dtype == np.float32
-    }
 
 
 def _inner(model: ModelProto, graph: fx.Graph, values: Mapping[str, str]) -> dict[str, Any]:

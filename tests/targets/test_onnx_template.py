@@ -67,10 +67,10 @@ def test_a_graph_that_computes_something_else_is_refused(monkeypatch: pytest.Mon
     net = network(Residual, 3, 8, 8)
     export = onnx_template._export
 
-    def wrong(*arguments: object) -> onnx.ModelProto:
-        model = export(*arguments)
+    def wrong(*arguments: object) -> tuple[onnx.ModelProto, torch.fx.Graph]:
+        model, origin = export(*arguments)
         next(n for n in model.graph.node if n.op_type == "Relu").op_type = "Sigmoid"
-        return model
+        return model, origin
 
     monkeypatch.setattr(onnx_template, "_export", wrong)
     with pytest.raises(TraceError, match="must compute what the network computes"):
