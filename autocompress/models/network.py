@@ -227,11 +227,18 @@ class Network:
         return graph
 
     def module(self) -> fx.GraphModule:
-        """Return the network as a module that shares its parameters, for export."""
-        root = {
-            name: torch.nn.Parameter(value, requires_grad=False)
-            if value.is_floating_point()
-            else value
-            for name, value in self.params.items()
-        }
-        return fx.GraphModule(root, self.graph)
+        """Return the network as a module that shares its parameters, for export.
+
+        They are called ``held.p0``, ``held.p1``, …: no value of an exported graph is called so.
+        """
+        root: dict[str, Any] = {}
+        places = {name: f"held.p{place}" for place, name in enumerate(self.params)}
+        for name, value in self.params.items():
+            floats = value.is_floating_point()
+            root[places[name]] = torch.nn.Parameter(value, requires_grad=False) if floats else value
+        graph, made = fx.Graph(), dict[fx.Node, fx.Node]()
+        for node in self.graph.nodes:
+            made[node] = graph.node_copy(node, made.__getitem__)
+            if node.op == "get_attr":
+                made[node].target = places[str(node.target)]
+        return fx.GraphModule(root, graph)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export.graph_signature import OutputKind
 
 from autocompress.errors import TraceError
 from autocompress.models.channel_moves import canonical
@@ -42,6 +43,7 @@ _WHOLE = (
     "silu", "relu6", "hardtanh", "adaptive", "softmax", "upsample", "mean", "chunk", "split",
     "pixel", "prelu", "rms_norm",
 )  # fmt: skip
+_STATE = (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION)
 _BATCH_NORM = aten._native_batch_norm_legit_no_training.default
 
 
@@ -111,22 +113,67 @@ def _unlift(program: Any) -> tuple[fx.Graph, dict[str, Tensor]]:
     names.update(signature.inputs_to_lifted_tensor_constants)
     held = {**program.state_dict, **program.constants}
     graph, params, mapping = fx.Graph(), {}, {}
-    outputs = set(signature.user_outputs)
+    _refuse_state(program)
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in names:
             name = names[node.name]
             params[name] = held[name].detach().clone().contiguous()
             mapping[node] = graph.create_node("get_attr", name, name=node.name)
         elif node.op == "output":
-            kept = [
-                mapping[n] for n in node.args[0] if isinstance(n, fx.Node) and n.name in outputs
-            ]
-            graph.output(tuple(kept))
+            graph.output(tuple(mapping[value] for value in _user_outputs(program, node)))
         elif node.op == "call_function" and not node.users:
             continue  # assertions on shapes
         else:
             mapping[node] = graph.node_copy(node, mapping.__getitem__)
     return graph, params
+
+
+def _user_outputs(program: Any, output: fx.Node) -> list[fx.Node]:
+    """Return what the model returns, in its order, without the state that it writes.
+
+    None is left out; raises TraceError for what is neither that nor a tensor.
+    """
+    found: list[fx.Node] = []
+    values = output.args[0]
+    assert isinstance(values, (tuple, list))
+    for spec, value in zip(program.graph_signature.output_specs, values, strict=True):
+        if spec.kind is not OutputKind.USER_OUTPUT or value is None:
+            continue
+        if not isinstance(value, fx.Node):
+            raise TraceError(
+                f"A model must return tensors alone: output {len(found)} is {value!r}. Drop it."
+            )
+        found.append(value)
+    return found
+
+
+def _refuse_state(program: Any) -> None:
+    """Raise TraceError if an answer depends on a buffer that the model writes as it answers.
+
+    State that is written and never answers (counters, a cache of the last value) has no part in a
+    file, which answers alike at every call.
+    """
+    signature = program.graph_signature
+    written = {spec.target for spec in signature.output_specs if spec.kind in _STATE}
+    if not written:
+        return
+    held = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    held.update(signature.inputs_to_lifted_tensor_constants)
+    output = next(node for node in program.graph.nodes if node.op == "output")
+    queue, seen = _user_outputs(program, output), set[fx.Node]()
+    while queue:
+        node = queue.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        queue.extend(node.all_input_nodes)
+        name = held.get(node.name) if node.op == "placeholder" else None
+        if name in written:
+            raise TraceError(
+                f"A model's answers must depend on its inputs alone: forward reads '{name}' and "
+                "writes it, so that the next answer is another. Do not write it in eval mode, or "
+                "take it as an input and return it."
+            )
 
 
 def _new_param(
@@ -152,7 +199,9 @@ def _fold_constants(graph: fx.Graph, params: dict[str, Tensor]) -> None:
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: params[str(n.target)])
         value = node.target(*args, **kwargs)
         size = sum(params[str(s.target)].numel() for s in sources)
-        if isinstance(value, Tensor) and value.numel() <= max(4 * size, 65536):
+        small = isinstance(value, Tensor) and value.numel() <= max(4 * size, 65536)
+        # a layer that reads no input is a table: nothing of it can be pruned or rounded by inputs
+        if isinstance(value, Tensor) and (small or node.target in LAYER_OPS):
             new = _new_param(graph, params, node, _constant_name(node), value.clone())
             node.replace_all_uses_with(new)
             graph.erase_node(node)

@@ -218,3 +218,111 @@ def test_computed_biases_many_inputs_and_names_of_parametrized_layers():
     network = trace(model, tuple(x[:1] for x in inputs))
     torch.testing.assert_close(network(*inputs), model(*inputs), atol=1e-5, rtol=1e-5)
     assert "last" in [layer.name for layer in network.layers]
+
+
+class Keeping(nn.Module):
+    """A layer that keeps something of what it sees; ``step``: what it does and returns."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.out = nn.Linear(4, 3)
+        self.register_buffer("state", torch.zeros(4))
+        self.step = step
+
+    def forward(self, x):
+        return self.step(self, x)
+
+
+def _cached(net, x):
+    last = x * 2
+    net.state.copy_(last[0])
+    return net.out(x), last
+
+
+def _repeated(net, x):
+    hidden = net.out(x).relu()
+    net.state.copy_(x[0])
+    return hidden, x, hidden[:, :2], hidden
+
+
+def _averaged(net, x):
+    net.state.mul_(0.9).add_(0.1 * x.mean(0))
+    return net.out(x)
+
+
+@pytest.mark.parametrize("step", [_cached, _repeated, _averaged])
+def test_outputs_are_the_users_in_their_order(step):
+    """State that is written has no part in them, though a value of it may be one too."""
+    torch.manual_seed(0)
+    model, x = Keeping(step).eval(), torch.randn(5, 4)
+    network = trace(model, (x[:1],))
+    with torch.no_grad():
+        wanted = model(x)
+    found, wanted = (v if isinstance(v, tuple) else (v,) for v in (network(x), wanted))
+    assert len(found) == len(wanted)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def _moving(net, x):
+    net.state.mul_(0.9).add_(0.1 * x.mean(0))
+    return net.out(x - net.state)
+
+
+def _told(net, x):
+    net.state.add_(x.mean(0))
+    return net.out(x), net.state
+
+
+def _before(net, x):
+    found = net.out(x + net.state)
+    net.state.add_(1)
+    return found
+
+
+@pytest.mark.parametrize("step", [_moving, _told, _before])
+def test_answers_that_depend_on_state_are_refused_by_name(step):
+    with pytest.raises(TraceError, match="reads 'state' and writes it"):
+        trace(Keeping(step).eval(), (torch.randn(1, 4),))
+
+
+def test_an_output_that_is_no_tensor_is_refused_but_none_is_left_out():
+    x = torch.randn(1, 4)
+    with pytest.raises(TraceError, match="output 1 is 3"):
+        trace(Keeping(lambda net, x: (net.out(x), 3)).eval(), (x,))
+    network = trace(Keeping(lambda net, x: {"a": net.out(x), "b": (None, x)}).eval(), (x,))
+    assert [tuple(value.shape) for value in network(x)] == [(1, 3), (1, 4)]
+
+
+class Tables(nn.Module):
+    """A position table that layers make of a buffer, and parameters named like values."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("table", torch.randn(1, 15, 15, 2))
+        self.up, self.down = nn.Linear(2, 512), nn.Linear(512, 8, bias=False)
+        self.mix = nn.Linear(8, 8)
+        for name in ("view", "add", "relu", "linear", "_2", "input", "output"):
+            setattr(self, name, nn.Parameter(torch.randn(8)))
+
+    def forward(self, x):
+        place = self.down(self.up(self.table).relu()).view(-1, 8)[:4]
+        x = self.mix(x.view(-1, 4, 8) + place + self.view).relu() * self.add
+        return (x * self._2 + self.relu * self.linear + self.input).mean(1) + self.output
+
+
+def test_layers_of_constants_are_folded():
+    torch.manual_seed(0)
+    model, x = Tables().eval(), torch.randn(6, 4, 8)
+    network = trace(model, (x[:1],))
+    assert [layer.name for layer in network.layers] == ["mix"]
+    torch.testing.assert_close(network(x), model(x).detach(), rtol=1e-4, atol=1e-4)
+    assert "table" not in network.params
+
+
+def test_parameters_of_the_exported_module_are_named_like_no_value():
+    network = trace(Tables().eval(), (torch.randn(1, 4, 8),))
+    module = network.module()
+    assert all(name.startswith("held.p") for name, _ in module.named_parameters())
+    x = torch.randn(3, 4, 8)
+    torch.testing.assert_close(module(x)[0], network(x))
