@@ -26,7 +26,7 @@ from autocompress.targets.onnx_probes import (
     run_network,
 )
 
-__all__ = ["match_values"]
+__all__ = ["check_outputs", "match_values"]
 
 Array = np.ndarray[Any, Any]
 _ROUNDS = 8  # of dropping what is read wrongly, before the export is given up
@@ -50,6 +50,11 @@ def match_values(
     _check_outputs(exact, network, probes)
     table = _identify(exact, network, probes, made)
     return _drop_misread(other, changed, inputs, probes[0], table)
+
+
+def check_outputs(model: ModelProto, network: Network) -> None:
+    """Raise TraceError if a model does not compute what the network does, on random inputs."""
+    _check_outputs(model, network, [_probe(model, network, inputs_like(network))])
 
 
 def _probe(model: ModelProto, network: Network, inputs: Inputs) -> Probe:
