@@ -101,24 +101,24 @@ def _identify(
     for name, value in probes[0].theirs.items():
         by_shape.setdefault(value.shape, []).append(name)
     for node in nodes:
-        value = probes[0].ours.arrays.get(node.name)
-        if value is None or node.name in table:
+        mine = probes[0].ours.arrays.get(node.name)
+        if mine is None or node.name in table:
             continue
         said = [v for v in made.get(node.name, ()) if all(p.same(node.name, v) for p in probes)]
         if said:
             table[node.name] = said[-1]
             continue
         equal = [
-            v for v in by_shape.get(value.shape, []) if all(p.same(node.name, v) for p in probes)
+            v for v in by_shape.get(mine.shape, []) if all(p.same(node.name, v) for p in probes)
         ]
         passed = [table[source.name] for source in node.all_input_nodes if source.name in table]
         if len(equal) > 1:  # values that are equal always: the node passes on what it reads
             equal = [v for v in equal if v in passed][:1]
         if equal:
             table[node.name] = equal[0]
-    for name, value in _ends(model, network):
+    for name, end in _ends(model, network):
         if name in probes[0].ours.arrays:
-            table.setdefault(name, value)
+            table.setdefault(name, end)
     return table
 
 

@@ -25,6 +25,7 @@ from autocompress.targets.onnx_strip import strip, tensor
 __all__ = ["Place", "Template", "fill", "graph_args", "make_template"]
 
 Array = np.ndarray[Any, Any]
+_RETRACE = "Interpreter_Interpreter"  # the exporter's first reading of our graph
 _POOLS: Mapping[Any, tuple[int, ...]] = {
     torch.ops.aten.adaptive_avg_pool1d.default: (-1,),
     torch.ops.aten.adaptive_avg_pool2d.default: (-2, -1),
@@ -152,7 +153,7 @@ def _made(origin: fx.Graph, graph: fx.Graph, names: Mapping[str, str]) -> dict[s
         sources = list(node.meta.get("from_node", ()))
         while sources and node.name in names:
             source = sources.pop()
-            if source.pass_name == "Interpreter_Interpreter" and source.name in known:
+            if source.pass_name == _RETRACE and source.name in known:
                 made.setdefault(source.name, []).append(names[node.name])
             sources.extend(source.from_node)
     return made
@@ -185,7 +186,8 @@ def _export(network: Network, opset: int, optimize: bool) -> tuple[ModelProto, f
             )
         assert program is not None
         model: ModelProto = program.model_proto
-        origin: fx.Graph = program.exported_program.graph
+        assert program.exported_program is not None
+        origin = program.exported_program.graph
     except Exception as error:  # the exporter raises whatever it meets
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise TraceError(
