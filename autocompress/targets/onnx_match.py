@@ -54,7 +54,12 @@ def match_values(
 
 def check_outputs(model: ModelProto, network: Network) -> None:
     """Raise TraceError if a model does not compute what the network does, on random inputs."""
-    _check_outputs(model, network, [_probe(model, network, inputs_like(network))])
+    inputs = inputs_like(network)
+    theirs = run_model(model, _feeds(model, inputs))
+    quick = Probe(run_network(network, inputs, exact=False), theirs)
+    ends = [end for end in _ends(model, network) if end[0] in quick.ours.arrays]
+    if not all(quick.same(*end) for end in ends):
+        _check_outputs(model, network, [Probe(run_network(network, inputs), theirs)])
 
 
 def _probe(model: ModelProto, network: Network, inputs: Inputs) -> Probe:

@@ -5,6 +5,8 @@ an integer constant that was not edited could be one of them, the edited graph i
 the network.
 """
 
+from collections.abc import Iterator, Mapping
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -14,7 +16,7 @@ from autocompress.errors import TraceError
 from autocompress.models.network import Network
 from autocompress.targets.onnx_edits import NotPlain
 from autocompress.targets.onnx_match import check_outputs
-from autocompress.targets.onnx_template import Template, fill
+from autocompress.targets.onnx_template import Template, fill, graph_args
 
 __all__ = ["check_constants"]
 
@@ -34,7 +36,9 @@ def check_constants(model: ModelProto, template: Template, network: Network) -> 
         if before != now
     }
     trusted = _TRUSTED.setdefault(network, set())
-    if not counts or hash(template.model) in trusted or not _may_depend(model, counts):
+    if not counts or hash(template.model) in trusted:
+        return
+    if not _may_depend(model, template.inner, graph_args(network.graph), counts):
         return
     try:
         check_outputs(fill(model, template.places, network.params), network)
@@ -43,18 +47,51 @@ def check_constants(model: ModelProto, template: Template, network: Network) -> 
     trusted.add(hash(template.model))
 
 
-def _may_depend(model: ModelProto, counts: set[int]) -> bool:
-    used = {name for node in model.graph.node for name in node.input}
-    for initializer in model.graph.initializer:
-        if initializer.data_type not in (TensorProto.INT64, TensorProto.INT32):
-            continue
-        if initializer.name.startswith("_e") or initializer.name not in used:
-            continue  # edited
-        value = numpy_helper.to_array(initializer)
-        elements = np.abs(value[(np.abs(value) > 1) & (np.abs(value) < _LARGEST)])
-        for count in counts:
-            if count > 1 and (value.size >= count or (elements % count == 0).any()):
-                return True
-            if count > 3 and (elements * 2 == count).any():
+def _may_depend(
+    model: ModelProto,
+    inner: Mapping[str, tuple[int, ...]],
+    args: Mapping[str, Any],
+    counts: set[int],
+) -> bool:
+    """Tell whether a constant may hold one of ``counts`` that no argument of its node shows.
+
+    ``inner``: by node of the network, its ONNX nodes; ``args``: by node, its arguments.
+    """
+    constants = {
+        i.name: numpy_helper.to_array(i)
+        for i in model.graph.initializer
+        if i.data_type in (TensorProto.INT64, TensorProto.INT32)
+    }
+    shown: dict[int, set[int]] = {}
+    for name, indices in inner.items():
+        numbers = set(_numbers(args.get(name, ())))
+        for index in indices:
+            shown.setdefault(index, set()).update(numbers)
+    for index, node in enumerate(model.graph.node):
+        for name in node.input:
+            value = constants.get(name)
+            if value is not None and _holds(value, shown.get(index, set()), counts):
                 return True
     return False
+
+
+def _numbers(value: Any) -> Iterator[int]:
+    if isinstance(value, tuple):
+        for item in value:
+            yield from _numbers(item)
+    elif isinstance(value, int):
+        yield value
+
+
+def _holds(value: np.ndarray[Any, Any], shown: set[int], counts: set[int]) -> bool:
+    elements = [
+        abs(e) for e in value.reshape(-1).tolist() if e not in shown and 1 < abs(e) < _LARGEST
+    ]
+    return any(
+        count > 1
+        and (
+            (elements and value.size >= count)
+            or any(e % count == 0 or 2 * e == count > 3 for e in elements)
+        )
+        for count in counts
+    )
