@@ -26,7 +26,7 @@ from autocompress.targets.onnx_probes import (
     run_network,
 )
 
-__all__ = ["match_values"]
+__all__ = ["check_outputs", "match_values"]
 
 Array = np.ndarray[Any, Any]
 _ROUNDS = 8  # of dropping what is read wrongly, before the export is given up
@@ -50,6 +50,16 @@ def match_values(
     _check_outputs(exact, network, probes)
     table = _identify(exact, network, probes, made)
     return _drop_misread(other, changed, inputs, probes[0], table)
+
+
+def check_outputs(model: ModelProto, network: Network) -> None:
+    """Raise TraceError if a model does not compute what the network does, on random inputs."""
+    inputs = inputs_like(network)
+    theirs = run_model(model, _feeds(model, inputs))
+    quick = Probe(run_network(network, inputs, exact=False), theirs)
+    ends = [end for end in _ends(model, network) if end[0] in quick.ours.arrays]
+    if not all(quick.same(*end) for end in ends):
+        _check_outputs(model, network, [Probe(run_network(network, inputs), theirs)])
 
 
 def _probe(model: ModelProto, network: Network, inputs: Inputs) -> Probe:
@@ -96,24 +106,24 @@ def _identify(
     for name, value in probes[0].theirs.items():
         by_shape.setdefault(value.shape, []).append(name)
     for node in nodes:
-        value = probes[0].ours.arrays.get(node.name)
-        if value is None or node.name in table:
+        mine = probes[0].ours.arrays.get(node.name)
+        if mine is None or node.name in table:
             continue
         said = [v for v in made.get(node.name, ()) if all(p.same(node.name, v) for p in probes)]
         if said:
             table[node.name] = said[-1]
             continue
         equal = [
-            v for v in by_shape.get(value.shape, []) if all(p.same(node.name, v) for p in probes)
+            v for v in by_shape.get(mine.shape, []) if all(p.same(node.name, v) for p in probes)
         ]
         passed = [table[source.name] for source in node.all_input_nodes if source.name in table]
         if len(equal) > 1:  # values that are equal always: the node passes on what it reads
             equal = [v for v in equal if v in passed][:1]
         if equal:
             table[node.name] = equal[0]
-    for name, value in _ends(model, network):
+    for name, end in _ends(model, network):
         if name in probes[0].ours.arrays:
-            table.setdefault(name, value)
+            table.setdefault(name, end)
     return table
 
 

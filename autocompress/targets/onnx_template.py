@@ -7,7 +7,7 @@ recognised, transposed ones too; which value is which node of the network, onnx_
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,15 @@ from autocompress.targets.onnx_match import match_values
 from autocompress.targets.onnx_probes import generic, pair
 from autocompress.targets.onnx_strip import strip, tensor
 
-__all__ = ["Place", "Template", "graph_args", "make_template"]
+__all__ = ["Place", "Template", "fill", "graph_args", "make_template"]
 
 Array = np.ndarray[Any, Any]
+_RETRACE = "Interpreter_Interpreter"  # the exporter's first reading of our graph
+_POOLS: Mapping[Any, tuple[int, ...]] = {
+    torch.ops.aten.adaptive_avg_pool1d.default: (-1,),
+    torch.ops.aten.adaptive_avg_pool2d.default: (-2, -1),
+    torch.ops.aten.adaptive_avg_pool3d.default: (-3, -2, -1),
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,8 @@ class Template:
 
     ``model``: serialised ModelProto. ``places``: by parameter name. ``values``: by node of the
     network, the ONNX value that equals it. ``inner``: by node, indices of the ONNX nodes that
-    compute it from its arguments. ``args``: by node, its arguments in plain form.
+    compute it from its arguments. ``args``: by node, its arguments in plain form. ``baked``:
+    parameters that stand in no initializer of their own. ``shapes``: of the parameters.
     """
 
     model: bytes
@@ -55,6 +62,7 @@ class Template:
     args: Mapping[str, Any]
     baked: Mapping[str, Array]
     opset: int = 18
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def graph_args(graph: fx.Graph) -> dict[str, Any]:
@@ -97,9 +105,9 @@ def _make(network: Network, opset: int, optimize: bool) -> Template:
     bare.graph.initializer.extend(t for t in model.graph.initializer if t.name not in held)
     changed = network.replace(params=generic(network.params, places))
     values = match_values(
-        _filled(bare, places, network.params),
+        fill(bare, places, network.params),
         network,
-        _filled(bare, places, changed.params),
+        fill(bare, places, changed.params),
         changed,
         _made(origin, network.graph, names),
     )
@@ -117,10 +125,11 @@ def _make(network: Network, opset: int, optimize: bool) -> Template:
         graph_args(network.graph),
         baked,
         opset,
+        {name: tuple(value.shape) for name, value in network.params.items()},
     )
 
 
-def _filled(
+def fill(
     bare: ModelProto, places: Mapping[str, tuple[Place, ...]], params: Mapping[str, Tensor]
 ) -> ModelProto:
     """Return a copy of the template's model with parameters in their places."""
@@ -144,7 +153,7 @@ def _made(origin: fx.Graph, graph: fx.Graph, names: Mapping[str, str]) -> dict[s
         sources = list(node.meta.get("from_node", ()))
         while sources and node.name in names:
             source = sources.pop()
-            if source.pass_name == "Interpreter_Interpreter" and source.name in known:
+            if source.pass_name == _RETRACE and source.name in known:
                 made.setdefault(source.name, []).append(names[node.name])
             sources.extend(source.from_node)
     return made
@@ -167,7 +176,7 @@ def _export(network: Network, opset: int, optimize: bool) -> tuple[ModelProto, f
     try:
         with silence(), torch.no_grad():
             program = torch.onnx.export(
-                network.module().eval(),
+                _plainly_pooled(network).module().eval(),
                 example,
                 dynamo=True,
                 opset_version=opset,
@@ -177,7 +186,8 @@ def _export(network: Network, opset: int, optimize: bool) -> tuple[ModelProto, f
             )
         assert program is not None
         model: ModelProto = program.model_proto
-        origin: fx.Graph = program.exported_program.graph
+        assert program.exported_program is not None
+        origin = program.exported_program.graph
     except Exception as error:  # the exporter raises whatever it meets
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise TraceError(
@@ -188,6 +198,23 @@ def _export(network: Network, opset: int, optimize: bool) -> tuple[ModelProto, f
     if model.functions or found != opset:
         raise TraceError(f"The exporter must write opset {opset} without functions, not {found}.")
     return model, origin
+
+
+def _plainly_pooled(network: Network) -> Network:
+    """Return the network with means for pooling to one position.
+
+    The exporter writes such a pooling of a channels-last tensor with strides, which it turns into
+    indices that hold the count of channels.
+    """
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in network.graph.nodes:
+        copy = copies[node] = graph.node_copy(node, copies.__getitem__)
+        dims = _POOLS.get(node.target)
+        if dims is not None and all(size == 1 for size in node.args[1]):
+            copy.target = torch.ops.aten.mean.dim
+            copy.args = (copy.args[0], list(dims), True)
+    return Network(graph, network.params, network.layers, network.example_inputs)
 
 
 def _find_places(

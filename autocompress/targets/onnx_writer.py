@@ -19,6 +19,7 @@ from autocompress.targets.onnx_packing import DOMAIN, Form, pack, place_values
 from autocompress.targets.onnx_qdq import PAIR, insert_pairs, pair_function
 from autocompress.targets.onnx_strip import tensor
 from autocompress.targets.onnx_template import Place, Template, graph_args, make_template
+from autocompress.targets.onnx_trust import check_constants
 from autocompress.transforms.weights import Grid, QuantizedWeight, short
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def _write(
             },
             sizes,
         )
+    check_constants(model, template, network)
     missing = [name for name in compressed.activations if name not in template.values]
     if missing:
         raise ArtifactError(

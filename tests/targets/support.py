@@ -103,7 +103,12 @@ def builder(target: str, net: Network) -> Builder:
 
 def inputs(net: Network, count: int = 6) -> tuple[torch.Tensor, ...]:
     torch.manual_seed(1)
-    return tuple(torch.randn(count, *value.shape[1:]) for value in net.example_inputs)
+    return tuple(
+        torch.randn(count, *value.shape[1:])
+        if value.is_floating_point()
+        else torch.randint(0, 5, (count, *value.shape[1:]))
+        for value in net.example_inputs
+    )
 
 
 def rounded(
