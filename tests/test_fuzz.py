@@ -11,8 +11,8 @@ from tests.fuzz_compare import FLIPS, FLOAT, check_case, rms, rows_alike
 from tests.fuzz_networks import EXAMPLES, make_case
 
 #: Networks that have every kind of input, part, tail and example among them.
-SEEDS = (0, 1, 5, 7, 16, 19, 25, 31)
-PLANS = 40
+SEEDS = (1, 5, 7, 8, 15, 16, 19, 25)
+PLANS = 28
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -30,7 +30,8 @@ def test_the_same_seed_makes_the_same_case() -> None:
     one, two = make_case(3), make_case(3)
     inputs = one.draw(2, torch.Generator().manual_seed(0))
     assert all(map(torch.equal, inputs, two.draw(2, torch.Generator().manual_seed(0))))
-    assert rms(one.model(*inputs), two.model(*inputs)) == 0
+    with torch.no_grad():
+        assert rms(one.model(*inputs), two.model(*inputs)) == 0
 
 
 @pytest.mark.parametrize(
