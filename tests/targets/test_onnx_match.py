@@ -31,8 +31,8 @@ class Towers(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         parts = [
-            F.gelu(tower(3**i * x))
-            for i, (tower, x) in enumerate(zip(self.towers, inputs, strict=True))
+            F.dropout(F.gelu(tower(x)), 0.1, self.training)
+            for tower, x in zip(self.towers, inputs, strict=True)
         ]
         return self.head(torch.cat([m(p) for m, p in zip(self.mixed, parts, strict=True)], 1))
 
@@ -124,7 +124,7 @@ class Offset(nn.Module):
         self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.b(F.relu(self.a(x - x.mean(1, keepdim=True))))
+        return self.b(F.relu(self.a(F.layer_norm(x, (6,)))))
 
 
 ONE, IMAGE = torch.ones(1, 6), torch.zeros(1, 2, 6, 6)
