@@ -11,8 +11,8 @@ from tests.fuzz_compare import FLIPS, FLOAT, check_case, rms, rows_alike
 from tests.fuzz_networks import EXAMPLES, make_case
 
 #: Networks that have every kind of input, part, tail and example among them.
-SEEDS = (1, 8, 15, 16, 19, 25)
-PLANS = 36
+SEEDS = (1, 5, 7, 8, 15, 19, 25)
+PLANS = 30
 
 
 @pytest.mark.parametrize("seed", SEEDS)
