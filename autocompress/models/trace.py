@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import OutputKind
+from torch.fx.operator_schemas import normalize_function
 
 from autocompress.errors import TraceError
 from autocompress.models.channel_moves import canonical
@@ -44,6 +45,11 @@ _WHOLE = (
     "pixel", "prelu", "rms_norm",
 )  # fmt: skip
 _STATE = (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION)
+# Of their first argument these read the shape alone.
+_SHAPE_ALONE = (
+    "copy", "fill", "full_like", "ones_like", "zero", "zeros_like", "empty_like", "new_empty",
+    "new_full", "new_ones", "new_zeros",
+)  # fmt: skip
 _BATCH_NORM = aten._native_batch_norm_legit_no_training.default
 
 
@@ -74,6 +80,9 @@ def trace(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Network:
     try:
         with silence(), torch.no_grad():
             program = torch.export.export(model, pair, dynamic_shapes=_dynamic(model, pair))
+            for node in program.graph.nodes:  # with running statistics they are the same
+                if node.target is aten.instance_norm.default and not node.args[5]:
+                    node.target = aten.batch_norm.default
             table = torch.export.default_decompositions()
             for op in list(table):
                 if any(word in str(op) for word in _WHOLE):
@@ -114,6 +123,7 @@ def _unlift(program: Any) -> tuple[fx.Graph, dict[str, Tensor]]:
     held = {**program.state_dict, **program.constants}
     graph, params, mapping = fx.Graph(), {}, {}
     _refuse_state(program)
+    _refuse_chance(program)
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in names:
             name = names[node.name]
@@ -139,11 +149,13 @@ def _user_outputs(program: Any, output: fx.Node) -> list[fx.Node]:
     for spec, value in zip(program.graph_signature.output_specs, values, strict=True):
         if spec.kind is not OutputKind.USER_OUTPUT or value is None:
             continue
-        if not isinstance(value, fx.Node):
+        if not isinstance(value, fx.Node) or not isinstance(value.meta.get("val"), Tensor):
             raise TraceError(
                 f"A model must return tensors alone: output {len(found)} is {value!r}. Drop it."
             )
         found.append(value)
+    if not found:
+        raise TraceError("A model must return a tensor: forward returns none.")
     return found
 
 
@@ -155,18 +167,9 @@ def _refuse_state(program: Any) -> None:
     """
     signature = program.graph_signature
     written = {spec.target for spec in signature.output_specs if spec.kind in _STATE}
-    if not written:
-        return
     held = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     held.update(signature.inputs_to_lifted_tensor_constants)
-    output = next(node for node in program.graph.nodes if node.op == "output")
-    queue, seen = _user_outputs(program, output), set[fx.Node]()
-    while queue:
-        node = queue.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        queue.extend(node.all_input_nodes)
+    for node in _answering(program):
         name = held.get(node.name) if node.op == "placeholder" else None
         if name in written:
             raise TraceError(
@@ -174,6 +177,47 @@ def _refuse_state(program: Any) -> None:
                 "writes it, so that the next answer is another. Do not write it in eval mode, or "
                 "take it as an input and return it."
             )
+
+
+def _refuse_chance(program: Any) -> None:
+    """Raise TraceError if an answer depends on random numbers: a file would hold them fixed."""
+    for node in _answering(program):
+        tags = getattr(node.target, "tags", ())
+        if torch.Tag.nondeterministic_seeded in tags and not _is_idle(node):
+            stack = node.meta.get("nn_module_stack") or {}
+            where = [str(path) for path, _ in stack.values() if path]
+            module = where[-1].removeprefix("L['self'].") if where else "forward"
+            raise TraceError(
+                "A model's answers must depend on its inputs alone: in eval mode "
+                f"{module} draws random numbers ({node.target}). Give a functional dropout "
+                "training=self.training, or take the numbers as an input."
+            )
+
+
+def _is_idle(node: fx.Node) -> bool:
+    """Tell whether a dropout, or what has one, drops nothing."""
+    assert callable(node.target)
+    given = normalize_function(
+        node.target, node.args, node.kwargs, normalize_to_only_use_kwargs=True
+    )
+    named = given.kwargs if given is not None else {}
+    chances = [named[name] for name in ("p", "dropout_p") if name in named]
+    return named.get("train", named.get("training")) is False or chances == [0]
+
+
+def _answering(program: Any) -> Iterator[fx.Node]:
+    """Yield the nodes whose values what the model returns is computed from."""
+    output = next(node for node in program.graph.nodes if node.op == "output")
+    queue, seen = _user_outputs(program, output), set[fx.Node]()
+    while queue:
+        node = queue.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        yield node
+        packet = getattr(node.target, "_opname", "")
+        read = (node.args[1:], node.kwargs) if packet in _SHAPE_ALONE else (node.args, node.kwargs)
+        fx.map_arg(read, queue.append)
 
 
 def _new_param(
@@ -223,7 +267,12 @@ def _fold_batch_norm(graph: fx.Graph, params: dict[str, Tensor]) -> None:
 
     A layer that is called several times, each time before the same norm, is folded once.
     """
-    norms = [node for node in graph.nodes if node.target is _BATCH_NORM]
+    norms = [
+        node
+        for node in graph.nodes
+        if node.target is _BATCH_NORM
+        and all(stat is None or stat.op == "get_attr" for stat in node.args[1:5])
+    ]
     before = {norm.args[0]: norm for norm in norms if _foldable(norm)}
     calls: dict[fx.Node, set[Any]] = {}  # by weight, what is done with it
     for layer, norm in before.items():

@@ -45,8 +45,11 @@ def strip(model: ModelProto, placeholders: list[str]) -> dict[str, str]:
         (initializer.name for initializer in graph.initializer),
         (name for node in graph.node for name in node.output),
     )
+    lead = "_"
+    while any(name.startswith(lead) for name in placeholders):
+        lead += "_"
     for name in values:
-        names.setdefault(name, f"_{len(names)}")
+        names.setdefault(name, f"{lead}{len(names)}")
     for node in graph.node:
         for which in (node.input, node.output):
             for index, name in enumerate(which):
@@ -117,6 +120,8 @@ def _name_ends(graph: onnx.GraphProto, placeholders: list[str]) -> dict[str, str
     inputs = ["input"] if len(graph.input) == 1 else placeholders
     count = len(graph.output)
     outputs = ["output"] if count == 1 else [f"output{i}" for i in range(count)]
+    while set(outputs) & set(inputs):
+        outputs = [f"{name}_" for name in outputs]
     names = dict(zip([info.name for info in graph.input], inputs, strict=True))
     made = {name for node in graph.node for name in node.output}
     copies = []

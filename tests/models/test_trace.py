@@ -286,10 +286,86 @@ def test_answers_that_depend_on_state_are_refused_by_name(step):
         trace(Keeping(step).eval(), (torch.randn(1, 4),))
 
 
+def _emptied(net, x):
+    net.state.zero_()
+    net.state.add_(x.mean(0))
+    return net.out(x - net.state)
+
+
+def _filled(net, x):
+    net.state.fill_(0.5)
+    return net.out(x * net.state)
+
+
+def _replaced(net, x):
+    net.state.copy_(x[0])
+    return net.out(x) + net.out(net.state)
+
+
+@pytest.mark.parametrize("step", [_emptied, _filled, _replaced])
+def test_state_that_is_overwritten_before_it_is_read_is_no_state(step):
+    model, x = Keeping(step).eval(), torch.randn(5, 4)
+    network = trace(model, (x[:1],))
+    torch.testing.assert_close(network(x), model(x))
+
+
+_RANDOM = {
+    "randn": lambda net, x: net.out(x) + torch.randn(3),
+    "rand_like": lambda net, x: net.out(x + torch.rand_like(x)),
+    "a dropout that forgot training": lambda net, x: net.out(F.dropout(x, 0.5)),
+    "attention that drops": lambda net, x: net.out(
+        F.scaled_dot_product_attention(x[None], x[None], x[None], dropout_p=0.2)[0]
+    ),
+    "bernoulli": lambda net, x: net.out(torch.bernoulli(x.sigmoid())),
+    "randperm": lambda net, x: net.out(x[:, torch.randperm(4)]),
+    "multinomial": lambda net, x: net.out(x) + torch.multinomial(x.softmax(-1), 3),
+    "gumbel": lambda net, x: net.out(F.gumbel_softmax(x)),
+}
+
+
+@pytest.mark.parametrize("name", _RANDOM)
+def test_answers_of_chance_are_refused(name):
+    """A file would hold one draw of them for ever."""
+    with pytest.raises(TraceError, match="forward draws random numbers"):
+        trace(Keeping(_RANDOM[name]).eval(), (torch.randn(1, 4),))
+
+
+_IDLE = {
+    "unused": lambda net, x: (torch.randn(3), net.out(x))[1],
+    "dropout in eval": lambda net, x: net.out(F.dropout(x, 0.5, net.training)),
+    "rrelu in eval": lambda net, x: net.out(F.rrelu(x)),
+    "attention": lambda net, x: net.out(
+        F.scaled_dot_product_attention(x[None], x[None], x[None])[0]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", _IDLE)
+def test_chance_without_a_part_in_the_answers_is_none(name):
+    model, x = Keeping(_IDLE[name]).eval(), torch.randn(5, 4)
+    network = trace(model, (x[:1],))
+    torch.testing.assert_close(network(x), model(x))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_instance_norms_with_running_statistics_are_batch_norms(affine):
+    norm = nn.InstanceNorm2d(4, affine=affine, track_running_stats=True)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU())
+    model(torch.randn(8, 3, 8, 8))  # in training, so that the statistics are not neutral
+    x = torch.randn(5, 3, 8, 8)
+    network = trace(model.eval(), (x[:1],))
+    assert not any("norm" in str(node.target) for node in network.graph.nodes)
+    torch.testing.assert_close(network(x), model(x))
+
+
 def test_an_output_that_is_no_tensor_is_refused_but_none_is_left_out():
     x = torch.randn(1, 4)
     with pytest.raises(TraceError, match="output 1 is 3"):
         trace(Keeping(lambda net, x: (net.out(x), 3)).eval(), (x,))
+    with pytest.raises(TraceError, match="must return tensors alone: output 1 is sym_size"):
+        trace(Keeping(lambda net, x: (net.out(x), x.shape[0])).eval(), (x,))
+    with pytest.raises(TraceError, match="forward returns none"):
+        trace(Keeping(lambda net, x: None).eval(), (x,))
     network = trace(Keeping(lambda net, x: {"a": net.out(x), "b": (None, x)}).eval(), (x,))
     assert [tuple(value.shape) for value in network(x)] == [(1, 3), (1, 4)]
 

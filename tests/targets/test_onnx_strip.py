@@ -56,3 +56,27 @@ def test_stripping_drops_the_rest() -> None:
     assert not model.producer_name
     assert [info.name for info in model.graph.input] == ["input"]
     assert [info.name for info in model.graph.output] == ["output0", "output1"]
+
+
+def test_names_of_inputs_are_free_of_those_of_outputs_and_values() -> None:
+    add = helper.make_node("Add", ["a", "b"], ["c"])
+    split = helper.make_node("Add", ["c", "b"], ["d"])
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [add, split],
+        "g",
+        [info("a", 1, ["n"]), info("b", 1, ["n"])],
+        [info("c", 1, ["n"]), info("d", 1, ["n"])],
+    )
+    for names in (["output1", "output0_"], ["_1", "_2"], ["_3", "x"]):
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+        strip(model, names)
+        onnx.checker.check_model(model, full_check=True)
+        assert [value.name for value in model.graph.input] == names
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), providers=["CPUExecutionProvider"]
+        )
+        one, two = np.ones(2, np.float32), np.full(2, 3, np.float32)
+        first, second = session.run(None, dict(zip(names, (one, two), strict=True)))
+        assert first.tolist() == [4, 4]
+        assert second.tolist() == [7, 7]
