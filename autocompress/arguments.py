@@ -10,8 +10,8 @@ import autocompress
 
 __all__ = ["Parser", "make_parser"]
 
-_EXIT = """exit status: 0; 2 for input that cannot be used; 3 when no model meets the limits;
-130 when interrupted (the study is kept)"""
+_EXIT = """exit status: 0; 2 for input that cannot be used; 3 when no model meets the limits, or a
+verified file answers otherwise; 130 when interrupted (the study is kept)"""
 
 
 class Parser(argparse.ArgumentParser):
@@ -151,6 +151,14 @@ def make_parser(
         "--min-accuracy", type=_ANY, metavar="A", help="as in the front; alone: the smallest file"
     )
     sub.add_argument("--output", type=Path, metavar="FILE", help="export to this file")
+    sub.add_argument(
+        "--no-check", action="store_true", help="leave out FILE.check.npz, which 'verify' reads"
+    )
+
+    sub = command("verify", "tell whether a file answers here as it did where it was chosen")
+    sub.add_argument("file", type=Path, metavar="FILE", help="a file that 'pick' exported")
+    sub.add_argument("--check", type=Path, metavar="CHECK", help="default: FILE.check.npz")
+    sub.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
 
     sub = command("bench", "measure one file by the timing protocol")
     sub.add_argument("file", type=Path, metavar="FILE", help="an ONNX file")

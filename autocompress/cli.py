@@ -27,7 +27,8 @@ def _parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
     return make_parser(
         {
             "search": _search, "resume": _resume, "status": _status_of, "front": _front,
-            "pick": _pick, "bench": _bench, "calibrate": _calibrate, "explain": _explain,
+            "pick": _pick, "verify": _verify, "bench": _bench, "calibrate": _calibrate,
+            "explain": _explain,
         }
     )  # fmt: skip
 
@@ -279,6 +280,7 @@ def _front(parsed: argparse.Namespace) -> int:
 def _pick(parsed: argparse.Namespace) -> int:
     from autocompress import api
     from autocompress.report.tables import describe
+    from autocompress.targets.checkfile import check_path
 
     pick = (
         api.open_run(parsed.directory)
@@ -291,11 +293,26 @@ def _pick(parsed: argparse.Namespace) -> int:
             min_accuracy=parsed.min_accuracy,
         )
     )
-    written = None if parsed.output is None else pick.export(parsed.output)
+    checked = not parsed.no_check
+    written = None if parsed.output is None else pick.export(parsed.output, check=checked)
     print(describe(pick))
     if written is not None:
         print(f"written: {written}\ncard: {written}.md, {written}.json")
+        check = check_path(written)
+        if check.exists():
+            print(f"check: {check} (autocompress verify {shlex.quote(str(written))})")
+        elif checked:
+            print("check: none; the run has none of this file")
     return 0
+
+
+def _verify(parsed: argparse.Namespace) -> int:
+    from autocompress.targets.check import verified_json, verified_text, verify
+
+    found = verify(parsed.file, parsed.check)
+    text = verified_json(found) if parsed.format == "json" else verified_text(found)
+    print(text)
+    return 0 if found.alike else 3
 
 
 def _bench(parsed: argparse.Namespace) -> int:

@@ -202,7 +202,7 @@ def launch(
             config.budget, device,
         )  # fmt: skip
         study.set_note("reference_ms", evaluator.reference_ms)
-        if note := evaluator.compressor.teacher.note:
+        for note in filter(None, (evaluator.compressor.teacher.note, evaluator.differs)):
             report(Progress(study.completed, total, note=note))
         latency = config.budget.latency_ms or (
             "latency" in config.objectives and (config.budget or config.sampler == "guided")

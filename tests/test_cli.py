@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from autocompress.report.front import Front
 from autocompress.report.receipt import Receipt
 from autocompress.searching.progress import Progress
 from autocompress.spec.budget import Budget
+from autocompress.targets.checkfile import Check
 from autocompress.targets.timing import Timing
 from tests.report.made_up import failure, files, front, score, study
 from tests.report.test_receipt import LINES
@@ -100,7 +101,9 @@ def test_importing_the_command_line_imports_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
-COMMANDS = ("search", "resume", "status", "front", "pick", "bench", "calibrate", "explain")
+COMMANDS = (
+    "search", "resume", "status", "front", "pick", "verify", "bench", "calibrate", "explain",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("command", [[], *([command] for command in COMMANDS)])
@@ -117,7 +120,9 @@ def test_help_names_every_option(command, capsys):
         "--trial-seconds --trial-memory",
         "status": "--format",
         "front": "--format",
-        "pick": "--max-latency --max-size --max-energy --max-memory --min-accuracy --output",
+        "pick": "--max-latency --max-size --max-energy --max-memory --min-accuracy --output "
+        "--no-check",
+        "verify": "--check --format",
         "bench": "--reference --threads --runtime",
         "calibrate": "--target --threads --seconds --quiet",
         "explain": "--trial --format",
@@ -293,6 +298,14 @@ def test_pick_prints_the_figures_and_exports(run, tmp_path, capsys):
     assert f"written: {output}\n" in out
     assert output.exists()
     assert json.loads(Path(f"{output}.json").read_text())["trial"] == wanted.trial
+    assert "check: none; the run has none of this file\n" in out
+    check = run.directory / "artifacts" / f"{wanted.artifact}.check.npz"
+    check.write_bytes(b"a check")
+    assert cli.main(["pick", "x", *limits, "--output", str(output)]) == 0
+    assert f"check: {output}.check.npz (autocompress verify {output})\n" in capsys.readouterr().out
+    assert cli.main(["pick", "x", *limits, "--output", str(output), "--no-check"]) == 0
+    assert "check" not in capsys.readouterr().out
+    assert not Path(f"{output}.check.npz").exists()
     assert cli.main(["pick", "x", *limits]) == 0
     assert "written" not in capsys.readouterr().out
 
@@ -480,6 +493,7 @@ def test_bad_input_is_one_line_and_status_2(error, monkeypatch, capsys):
         monkeypatch.setattr(api, name, fail)
     for name in ("bench", "bench_all", "calibrate_config"):
         monkeypatch.setattr(measuring, name, fail)
+    monkeypatch.setattr("autocompress.targets.check.verify", fail)
     for command in COMMANDS:
         more = ["--trial", "1"] if command == "explain" else []
         assert cli.main([command, "x", *more]) == 2
@@ -661,6 +675,29 @@ def test_a_search_for_a_device_says_what_is_predicted(config, tmp_path, capsys):
     assert cli.main(["search", config, "--run", str(tmp_path / "b"), *given]) == 2
     one_error_line(capsys.readouterr(), "Did you mean 'cortex-")
     assert not (tmp_path / "b").exists()
+
+
+def test_an_exported_pick_is_verified(config, tmp_path, capsys):
+    place, output = str(tmp_path / "run"), tmp_path / "model.null"
+    assert cli.main(["search", config, "--run", place, "--trials", "8", "--quiet"]) == 0
+    assert cli.main(["pick", place, "--output", str(output)]) == 0
+    capsys.readouterr()
+    assert cli.main(["verify", str(output)]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert "32 of 32" in captured.out
+    moved = Path(f"{output}.check.npz").rename(tmp_path / "elsewhere.npz")
+    assert cli.main(["verify", str(output)]) == 2
+    one_error_line(capsys.readouterr(), "must lie beside the model")
+    known = Check.read(moved)
+    values = [replace(a, values=a.values + np.float32(a.unit)) for a in known.answers]
+    moved.write_bytes(replace(known, answers=tuple(values)).to_bytes())
+    assert cli.main(["verify", str(output), "--check", str(moved)]) == 3
+    assert "answers otherwise here" in capsys.readouterr().out
+    assert cli.main(["verify", str(output), "--check", str(moved), "--format", "json"]) == 3
+    found = json.loads(capsys.readouterr().out)
+    assert found["alike"] is False
+    assert found["largest_difference"] == pytest.approx(1, rel=1e-2)
 
 
 def test_calibrate_and_explain_from_end_to_end(config, tmp_path, capsys):

@@ -64,6 +64,8 @@ def card_data(score: Score, reference: Score | None, file_name: str) -> dict[str
         "uncompressed": None if reference is None else _figures(reference),
         "cpu": list(score.cpu),
         "portable": score.portable,
+        "difference": None if math.isnan(score.difference) else score.difference,
+        "differs": score.differs,
         "seed": score.seed,
         "autocompress": autocompress.__version__,
     }
@@ -190,11 +192,20 @@ def _origin(score: Score) -> str:
             f"- target: {_code(score.target)}",
             f"- CPU features where latency was measured: {words.one_line(cpu)}",
             f"- answers: {_ANSWERS[score.portable]}",
+            f"- file against simulation: {_agreement(score)}",
             f"- training after compression: {training}; seed: {score.seed}",
             f"- sha256: {_code(score.sha256)}",
             f"- bytes: {score.size_bytes:,.0f}",
         ]
     )
+
+
+def _agreement(score: Score) -> str:
+    if score.differs:
+        return f"beware, {words.one_line(score.differs)}"
+    if math.isnan(score.difference):
+        return "nobody looked"
+    return f"{score.difference:.2g} of the outputs' deviation off on calibration inputs (RMS)"
 
 
 def _how_to_run(score: Score, file_name: str) -> str:

@@ -17,6 +17,8 @@ from autocompress.spec.files import write_whole
 from autocompress.spec.pareto import closest_miss, non_dominated
 from autocompress.spec.plan import Plan
 from autocompress.spec.score import Score
+from autocompress.targets.check import Verified, verify
+from autocompress.targets.checkfile import check_path
 
 if TYPE_CHECKING:
     import pandas
@@ -58,12 +60,20 @@ class Pick:
         score = self.score
         return Artifact(self.path, score.sha256, int(score.size_bytes), score.target)
 
-    def export(self, path: str | Path) -> Path:
+    def verify(self) -> Verified:
+        """Run the file here and tell whether it answers as it did where it was scored.
+
+        Raises InputError where the run has no check of it, ConfigError without its runtime.
+        """
+        return verify(self.path)
+
+    def export(self, path: str | Path, *, check: bool = True) -> Path:
         """Copy the file to ``path`` with its card beside it, and return the path.
 
         The card is ``<path>.md`` to read and ``<path>.json`` (plan, figures, sha256) for programs.
-        Raises ArtifactError if the file is not the one that was scored, InputError if the path
-        cannot be written.
+        ``check``: with ``<path>.check.npz`` as well, by which ``verify`` tells elsewhere whether
+        the file answers as here, if the run has it. Raises ArtifactError if the file is not the one
+        that was scored, InputError if the path cannot be written.
         """
         path = Path(path)
         artifact = self.artifact
@@ -75,6 +85,10 @@ class Pick:
         data = json.dumps(card_data(self.score, self.reference, path.name), indent=2)
         write_whole(path.with_name(path.name + ".md"), text.encode())
         write_whole(path.with_name(path.name + ".json"), f"{data}\n".encode())
+        if check and check_path(self.path).exists():
+            write_whole(check_path(path), check_path(self.path).read_bytes())
+        else:
+            check_path(path).unlink(missing_ok=True)  # that of a file that was here before
         return path
 
 
@@ -202,7 +216,7 @@ class Front:
                 frame[name] = frame[name].astype("Int64")
             elif name in ("on_front", "meets_budget"):
                 frame[name] = frame[name].astype(bool)
-            elif name not in ("baseline", "artifact", "sha256"):
+            elif name not in ("differs", "baseline", "artifact", "sha256"):
                 frame[name] = frame[name].astype(float)
         return frame
 

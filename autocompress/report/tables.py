@@ -21,7 +21,7 @@ _FIELDS = (
     "trial", "accuracy", "size_bytes", "latency_ms", "accuracy_low", "accuracy_high",
     "latency_low_ms", "latency_high_ms", "test_accuracy", "test_low", "test_high", "load_ms",
     "peak_memory_bytes", "macs", "activation_bytes", "energy_mj", "device_latency_ms", "parameters",
-    "baseline", "artifact", "sha256",
+    "difference", "differs", "baseline", "artifact", "sha256",
 )  # fmt: skip
 COLUMNS = (*_FIELDS, "smaller", "on_front", "meets_budget")
 WHOLE = frozenset(
@@ -62,7 +62,7 @@ def _cells(pick: "Pick") -> dict[str, str]:
     score = pick.score
     smaller = words.smaller(score, pick.reference)
     cells = {
-        "trial": str(score.trial),
+        "trial": f"{'!' * bool(score.differs)}{score.trial}",
         "accuracy": words.accuracy(score.accuracy),
         "±": words.half_width(score.accuracy_low, score.accuracy_high),
         "test": words.accuracy(score.test_accuracy),
@@ -84,6 +84,10 @@ def _notes(front: "Front") -> list[str]:
         "search nor a pick uses"
     ]
     notes += gains_text(front)
+    listed = [pick.score for pick, _ in _listed(front, baselines=True) if pick.score.differs]
+    for differs in dict.fromkeys(score.differs for score in listed):
+        trials = ", ".join(f"!{score.trial}" for score in listed if score.differs == differs)
+        notes.append(f"{trials}: {words.one_line(differs)}")
     if front.budget:
         notes.append(f"budget: {words.limits(front.budget)}")
     device = next((score.device for score in front.measured if score.device), "")
@@ -184,6 +188,7 @@ def describe(pick: "Pick") -> str:
         + ("" if math.isnan(smaller) else f", {smaller:.2f}× smaller than uncompressed"),
         "latency": f"{words.milliseconds(score.latency_ms)} ms  {latency}",
         "device": words.on_device(score) if score.device else "",
+        "beware": words.one_line(score.differs),
         "sha256": score.sha256,
         "file": str(pick.path),
     }

@@ -12,6 +12,7 @@ from autocompress.report.front import Front
 from autocompress.searching.oracle import Oracle
 from autocompress.searching.study import Study
 from autocompress.spec.plan import Plan
+from autocompress.targets.checkfile import check_path
 
 __all__ = ["adopt", "check_source"]
 
@@ -92,12 +93,13 @@ def adopt(
         baseline = labels.get(score.plan, score.baseline)
         recipe = replace(score.recipe, seed=seed)
         taken = replace(score, baseline=baseline, recipe=recipe, seed=seed)
-        old, new = (place / "artifacts" / score.artifact for place in (source, directory))
-        if old.exists() and not new.exists():  # what lacks is built again
-            try:
-                os.link(old, new)
-            except OSError:  # another file system
-                shutil.copyfile(old, new)
+        artifacts = [place / "artifacts" / score.artifact for place in (source, directory)]
+        for old, new in (artifacts, map(check_path, artifacts)):
+            if old.exists() and not new.exists():  # what lacks is built again
+                try:
+                    os.link(old, new)
+                except OSError:  # another file system
+                    shutil.copyfile(old, new)
         if study.answer(taken.key) is None:
             study.add(taken)
     study.set_note("adopted", len(study.scores))

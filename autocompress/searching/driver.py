@@ -44,8 +44,10 @@ def tidy(study: Study, evaluator: Evaluator) -> None:
     """Remove what a killed driver left among the artifacts: drafts, and files without a score."""
     known = {score.artifact for score in study.scores} | {evaluator.reference_path.name}
     for path in (evaluator.directory / "artifacts").glob("*"):
-        own = re.fullmatch(r"[0-9a-f]{16}\.\w+", path.name) and path.name not in known
-        if own or re.fullmatch(r"\.[0-9a-f]{16}\..*\.tmp", path.name):
+        own = re.fullmatch(r"([0-9a-f]{16}\.\w+)(\.check\.npz)?", path.name)
+        if (own and own.group(1) not in known) or re.fullmatch(
+            r"\.[0-9a-f]{16}\..*\.tmp", path.name
+        ):
             path.unlink(missing_ok=True)
 
 

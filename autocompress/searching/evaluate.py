@@ -1,5 +1,6 @@
 """Evaluation: one plan in, one score out; the work of a worker."""
 
+import contextlib
 import math
 import time
 import traceback
@@ -15,28 +16,43 @@ from torch import nn
 
 from autocompress.cost.device import Device
 from autocompress.cost.estimate import Estimate, Estimator, Lesson
-from autocompress.errors import ArtifactError, AutocompressError, PlanError, RunError
+from autocompress.errors import (
+    ArtifactError,
+    AutocompressError,
+    InputError,
+    PlanError,
+    RunError,
+)
 from autocompress.models.network import Network
 from autocompress.report.front import Pick
+from autocompress.searching.agreement import arrays_of, farthest, refused
 from autocompress.searching.allocation import sweep
 from autocompress.searching.cost_tables import cost_tables
 from autocompress.searching.intervals import Mean, mean_of
 from autocompress.searching.oracle import Effect
+from autocompress.spec.artifact import Artifact
 from autocompress.spec.budget import Budget
+from autocompress.spec.files import write_whole
 from autocompress.spec.plan import Plan, Recipe
 from autocompress.spec.score import OBJECTIVES, Score
 from autocompress.spec.space import SearchSpace
 from autocompress.targets.base import Session, Target
+from autocompress.targets.check import make_check
+from autocompress.targets.checkfile import check_path
+from autocompress.targets.differences import SIMULATED, UNCOMPRESSED
+from autocompress.targets.made_inputs import InputStatistics, statistics_of
 from autocompress.targets.probe import SATURATES
 from autocompress.targets.timing import Timing, cpu_features, measure, openings
 from autocompress.tasks.base import Task
-from autocompress.transforms.compress import Compressor, Options
+from autocompress.transforms.compress import Compressed, Compressor, Options
 from autocompress.transforms.effect import Effects
 
 __all__ = ["Evaluator"]
 
 #: A measured latency this near to the budget's line is measured again, longer.
 _NEAR = 0.05
+#: Calibration inputs on which a file is compared with its simulation.
+_COMPARED = 32
 #: What a latency measurement may take on a calm machine, and the opening of its file besides.
 _SECONDS = 0.6
 
@@ -75,9 +91,11 @@ class Evaluator:
     """Scores plans of one task on one target; made once a search.
 
     Files go to ``directory/artifacts``. ``reference_ms`` is the uncompressed model's latency in
-    milliseconds, measured here unless it is given (a resumed study gives it). ``device``:
-    hardware that latency and energy are predicted for. ``estimator.model`` predicts latencies on
-    this machine where it is set, and learns from every trial.
+    milliseconds, measured here unless it is given (a resumed study gives it). ``differs``: what is
+    to be said of every file, since the uncompressed one is not the task's model; found here, where
+    the model is. ``device``: hardware that latency and energy are predicted for.
+    ``estimator.model`` predicts latencies on this machine where it is set, and learns from every
+    trial.
     """
 
     task: Task
@@ -89,12 +107,20 @@ class Evaluator:
     options: Options | None = None
     budget: Budget = field(default_factory=Budget)
     device: Device | None = None
+    differs: str = ""
 
     def __post_init__(self) -> None:
         self.builder = self.target.prepare(self.network)
         self._start()
         if self.reference_ms is None:
             self.reference_ms = self._measure(self.references).reference_ms
+        wanted = arrays_of(self.task.model, self._compared)
+        away = farthest(self._open_reference(), self._compared, wanted)
+        if away > UNCOMPRESSED:
+            self.differs = (
+                "the uncompressed file is not the torch model: on calibration inputs its outputs "
+                f"are {away:.2g} of their deviation off, of which {UNCOMPRESSED:g} is rounding"
+            )
 
     def _start(self) -> None:
         calibration = tuple(self.task.calibration)
@@ -109,6 +135,11 @@ class Evaluator:
             np.repeat(value.numpy(), self.target.batch_size, axis=0)
             for value in self.task.example_inputs
         )
+        self._compared = tuple(v[:_COMPARED] for v in self.compressor.teacher.inputs)
+
+    @cached_property
+    def _statistics(self) -> tuple[InputStatistics, ...]:
+        return statistics_of([v.numpy() for v in batch] for batch in self.task.calibration)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what another process needs to evaluate: no sessions, no latency model."""
@@ -257,7 +288,9 @@ class Evaluator:
         with watch("build"):
             artifact = self.builder.build(compressed, self.path(plan, recipe))
         with watch("open"):
-            session = self.target.open(artifact.path)
+            session, difference = self._opened(compressed, artifact)
+        with watch("check"):
+            self._write_check(session, artifact)
         with watch("accuracy"):
             accuracy = mean_of(self.task.evaluate(session))
         with watch("latency"):
@@ -282,10 +315,43 @@ class Evaluator:
             "parameters": sum(value.numel() for value in network.params.values()),
             "effect": compressed.effect if math.isfinite(compressed.effect) else math.nan,
             "portable": compressed.portable,
+            "difference": difference if math.isfinite(difference) else math.nan,
+            "differs": self._words(compressed, difference),
             "artifact": artifact.path.name,
             "sha256": artifact.sha256,
             "timing": timing.to_json(),
         }, self.estimator.lesson(compressed)
+
+    def _opened(self, compressed: Compressed, artifact: Artifact) -> tuple[Session, float]:
+        """Return an opened file and how far it is from its simulation.
+
+        Raises ArtifactError, which names the layer, where the runtime refuses it.
+        """
+        inputs = self._compared
+        wanted = arrays_of(compressed, inputs)
+        try:
+            session = self.target.open(artifact.path)
+            return session, farthest(session, inputs, wanted)
+        except Exception as error:  # runtimes' exceptions have no common base
+            if not artifact.path.exists():
+                raise
+            raise refused(self.target, self.builder, compressed, inputs, error) from error
+
+    def _words(self, compressed: Compressed, difference: float) -> str:
+        """Return what is to be said of a file that is not as it should be, "" of others."""
+        allowed = SIMULATED if compressed.activations else UNCOMPRESSED
+        if not difference > allowed:
+            return self.differs
+        return self.differs or (
+            "the file is not its simulation: on calibration inputs its outputs are "
+            f"{difference:.2g} of their deviation off, of which {allowed:g} is rounding"
+        )
+
+    def _write_check(self, session: Session, artifact: Artifact) -> None:
+        """Keep how a file answers here beside it; inputs that are made may not suit a network."""
+        with contextlib.suppress(InputError):
+            check = make_check(session, artifact, self.target.version, self._statistics)
+            write_whole(check_path(artifact.path), check.to_bytes())
 
     def _open_reference(self) -> Session:
         """Return the opened uncompressed model, built where no trial has built it yet."""
@@ -326,3 +392,5 @@ class Evaluator:
         except ArtifactError:
             self.builder.build(self.compressor.compress(pick.plan), pick.path)
             pick.artifact.verify()
+        if pick.score.cpu == self.cpu and not check_path(pick.path).exists():
+            self._write_check(self.target.open(pick.path), pick.artifact)

@@ -65,7 +65,9 @@ class Score:
     ``estimates`` are predicted figures by the names of the measured ones, ``timing`` the raw
     latency samples, ``seconds`` the wall time of each step. A figure that was not measured is NaN;
     a plan that is ``over_budget`` has estimates alone. ``portable``: whether the file answers alike
-    on every CPU, None where nobody looked.
+    on every CPU, None where nobody looked. ``difference``: how far the file's outputs are from its
+    simulation's on calibration inputs, RMS in units of their deviation; ``differs``: what is to be
+    said of a file that is not what it should be, "" for others.
     """
 
     trial: int
@@ -101,6 +103,8 @@ class Score:
     seconds: Mapping[str, float] = field(default_factory=dict)
     cpu: tuple[str, ...] = ()
     portable: bool | None = None
+    difference: float = math.nan
+    differs: str = ""
     seed: int = 0
 
     @property

@@ -6,10 +6,10 @@ more than twice that: nearer ones may change places within it.
 """
 
 import importlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -35,7 +35,7 @@ from autocompress.targets.differences import (
 from autocompress.targets.made_inputs import InputStatistics, inputs_like
 from autocompress.targets.timing import cpu_features
 
-__all__ = ["Verified", "make_check", "verify"]
+__all__ = ["Verified", "make_check", "verified_json", "verified_text", "verify"]
 
 _ROWS = 32
 _ELEMENTS = 2**21  # of all inputs together
@@ -77,7 +77,9 @@ def verify(path: str | Path, check: str | Path | None = None) -> Verified:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"What is verified must be a model file: {path} is none.")
+        raise InputError(
+            f"What is verified must be a model file: {path} is none. Name one that 'pick' exported."
+        )
     known = Check.read(check_path(path) if check is None else Path(check))
     found = Artifact.of(path, known.target)
     if found.sha256 != known.sha256:
@@ -104,19 +106,20 @@ def verify(path: str | Path, check: str | Path | None = None) -> Verified:
     return _compared(known, outputs, runtime)
 
 
-def make_check(path: Path, target: str, statistics: Sequence[InputStatistics]) -> Check:
-    """Run a file on inputs like those of the statistics and return what to compare with elsewhere.
+def make_check(
+    session: Session, artifact: Artifact, runtime: str, statistics: Sequence[InputStatistics]
+) -> Check:
+    """Run an opened file on inputs like those of the statistics; keep what it answers here.
 
-    Raises InputError if it does not run on them, ConfigError and ArtifactError as ``verify`` does.
+    ``runtime``: its name and version. Raises InputError if the file does not run on them.
     """
     elements = sum(int(np.prod(each.shape)) for each in statistics)
     rows = max(1, min(_ROWS, _ELEMENTS // max(elements, 1)))
     inputs = inputs_like(statistics, rows)
-    session, runtime = _open(path, target)
-    outputs = _run(session, inputs, path)
+    outputs = _run(session, inputs, artifact.path)
     return Check(
-        sha256=Artifact.of(path, target).sha256,
-        target=target,
+        sha256=artifact.sha256,
+        target=artifact.target,
         runtime=runtime,
         cpu=cpu_features(),
         rows=rows,
@@ -212,9 +215,33 @@ def _compared(known: Check, outputs: Sequence[Array], runtime: str) -> Verified:
     )  # fmt: skip
 
 
-def as_json(found: Verified) -> dict[str, Any]:
-    """Return plain data; a difference that is no number is null."""
-    data = {name: getattr(found, name) for name in found.__dataclass_fields__}
+def verified_text(found: Verified) -> str:
+    """Return what was found as lines of plain text."""
+    lines = {
+        "answers": f"{found.agree} of {found.total} are those of where the file was scored",
+        "difference": f"{found.largest_difference:.2g} of the outputs' deviation at most "
+        f"({found.tolerance:g} is allowed)",
+        "CPU then": ", ".join(found.cpu_then) or "not recorded",
+        "CPU now": ", ".join(found.cpu_now) or "not told by the system",
+        "runtime then": found.runtime_then,
+        "runtime now": found.runtime_now,
+        "": _WORDS[found.alike],
+    }
+    width = max(map(len, lines))
+    return "\n".join(f"{name.ljust(width)}  {text}".strip() for name, text in lines.items())
+
+
+_WORDS = {
+    True: "This file answers here as it did where it was scored.",
+    False: "This file answers otherwise here: its figures do not hold on this machine. If its card "
+    "says that it is not portable, search again with portable = true; else try the other runtime "
+    "version.",
+}
+
+
+def verified_json(found: Verified) -> str:
+    """Return what was found as JSON; a difference that is no number is null."""
+    data = asdict(found)
     if not np.isfinite(found.largest_difference):
         data["largest_difference"] = None
-    return data
+    return json.dumps(data, indent=2)

@@ -19,8 +19,6 @@ What may differ, and why:
                   Integer outputs may differ in ``MACHINES_UNEQUAL`` of their values.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,29 +26,14 @@ import numpy as np
 from autocompress.targets.base import Array
 
 __all__ = [
-    "MACHINES", "MACHINES_UNEQUAL", "SAME_CLASSES", "SIMULATED", "UNCOMPRESSED", "Difference",
-    "classes", "compare", "deviation", "differs", "tuple_of", "worst",
+    "MACHINES", "MACHINES_UNEQUAL", "SIMULATED", "UNCOMPRESSED", "classes", "deviation", "differs",
+    "rms", "tuple_of",
 ]  # fmt: skip
 
 UNCOMPRESSED = 0.01  # RMS
 SIMULATED = 0.05  # RMS
-SAME_CLASSES = 0.95
 MACHINES = 0.1  # largest
 MACHINES_UNEQUAL = 0.02
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How far an output is from the one wanted, in units of its deviation.
-
-    ``agree`` of ``total`` inputs have the same class; both are 0 where there are no classes.
-    ``rms`` and ``largest`` are infinite where only one of the two is finite.
-    """
-
-    rms: float
-    largest: float
-    agree: int = 0
-    total: int = 0
 
 
 def tuple_of(outputs: Any) -> tuple[Array, ...]:
@@ -59,13 +42,17 @@ def tuple_of(outputs: Any) -> tuple[Array, ...]:
 
 
 def deviation(values: Array) -> float:
-    """Return the unit of an output's differences: never 0, and 1 for integers."""
+    """Return the unit of an output's differences, 1 for integers.
+
+    It is a thousandth of the largest value at least: outputs that are all alike differ by float32's
+    rounding alone, and that is nothing.
+    """
     if values.dtype.kind != "f":
         return 1.0
     finite = values[np.isfinite(values)].astype(np.float64)
     if not finite.size:
         return 1.0
-    least = float(np.abs(finite).max()) * 1e-6  # outputs that are all alike
+    least = float(np.abs(finite).max()) * 1e-3
     return max(float(finite.std()), least) or 1.0
 
 
@@ -89,22 +76,16 @@ def differs(found: Array, wanted: Array, unit: float) -> Array:
     return np.where(np.isnan(away), np.inf, away)
 
 
-def compare(found: Array, wanted: Array) -> Difference:
-    """Return how far an output is from the one wanted; they have the same shape."""
+def rms(found: Array, wanted: Array) -> float:
+    """Return how far an output is from the one wanted, of the same shape.
+
+    The root of the mean square of :func:`differs`, infinite where only one of the two is finite; of
+    integers the share that is not equal.
+    """
     away = differs(found, wanted, deviation(wanted))
     if not away.size:
-        return Difference(0.0, 0.0)
+        return 0.0
     if wanted.dtype.kind != "f":
-        return Difference(float(away.mean()), float(away.mean()))
-    with np.errstate(over="ignore", invalid="ignore"):
-        rms = float(np.sqrt(np.square(away).mean()))
-    theirs, ours = classes(wanted), classes(found)
-    if theirs is None or ours is None:
-        return Difference(rms, float(away.max()))
-    return Difference(rms, float(away.max()), int((theirs == ours).sum()), len(theirs))
-
-
-def worst(differences: Sequence[Difference]) -> tuple[int, Difference]:
-    """Return the place of the output that is farthest, and how far it is."""
-    place = max(range(len(differences)), key=lambda index: differences[index].rms)
-    return place, differences[place]
+        return float(away.mean())
+    with np.errstate(over="ignore"):
+        return float(np.sqrt(np.square(away).mean()))

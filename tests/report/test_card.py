@@ -104,3 +104,12 @@ def test_the_data_of_a_search_for_a_device_names_it():
     plain = card(score(7), None, "m.onnx")
     assert "was measured on this file in its runtime." in plain
     assert "predicted" not in plain
+
+
+def test_the_card_says_how_far_a_file_is_from_its_simulation():
+    near, far = score(1, difference=0.0021), score(1, difference=0.3, differs="it is | not right")
+    assert "- file against simulation: 0.0021 of the outputs' deviation" in card(near, None, "m")
+    assert "- file against simulation: beware, it is | not right" in card(far, None, "m")
+    assert "- file against simulation: nobody looked" in card(score(1), None, "m")
+    assert card_data(far, None, "m")["differs"] == "it is | not right"
+    assert card_data(score(1), None, "m")["difference"] is None

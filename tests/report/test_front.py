@@ -8,6 +8,7 @@ import pytest
 
 from autocompress.errors import ArtifactError, InputError, NoModelError
 from autocompress.spec.budget import Budget
+from autocompress.targets.checkfile import check_path
 from tests.report.made_up import failure, files, front, score, study, with_tests
 
 
@@ -237,6 +238,25 @@ def test_export_copies_the_file_and_writes_its_card(tmp_path):
     assert pick.score.sha256 in (path.parent / "model.onnx.md").read_text()
 
 
+def test_export_takes_the_check_along_and_leaves_no_older_one(tmp_path):
+    pick = exported(tmp_path).pick()
+    check = check_path(tmp_path / "out" / "model.onnx")
+    for kept, wanted, there in ((b"", True, False), (b"one", True, True), (b"one", False, False)):
+        if kept:
+            check_path(pick.path).write_bytes(kept)
+        else:
+            check.parent.mkdir()
+            check.write_bytes(b"of an older model")
+        pick.export(tmp_path / "out" / "model.onnx", check=wanted)
+        assert check.exists() == there
+        assert not there or check.read_bytes() == kept
+
+
+def test_a_pick_without_a_check_cannot_be_verified(tmp_path):
+    with pytest.raises(InputError, match="must lie beside the model"):
+        exported(tmp_path).pick().verify()
+
+
 def test_export_replaces_an_older_file(tmp_path):
     pick = exported(tmp_path).pick()
     path = tmp_path / "model.onnx"
@@ -284,7 +304,7 @@ def test_pandas_has_the_columns_in_order_and_whole_numbers_whole(tmp_path):
         "trial", "accuracy", "size_bytes", "latency_ms", "accuracy_low", "accuracy_high",
         "latency_low_ms", "latency_high_ms", "test_accuracy", "test_low", "test_high", "load_ms",
         "peak_memory_bytes", "macs", "activation_bytes", "energy_mj", "device_latency_ms",
-        "parameters", "baseline", "artifact", "sha256", "smaller",
+        "parameters", "difference", "differs", "baseline", "artifact", "sha256", "smaller",
         "on_front", "meets_budget",
     ]  # fmt: skip
     assert list(frame.trial) == numbers(found)

@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -152,3 +153,28 @@ def test_plans_over_budget_are_counted(count, tmp_path):
     assert line in html_table(found)
     assert [row["trial"] for row in rows(found)] == [0]
     assert "over budget" not in text_table(front([score(0)], tmp_path))
+
+
+def test_files_that_are_not_what_they_should_be_are_marked(tmp_path):
+    scores = [
+        replace(s, differs="the <file> is not its simulation") if s.trial in (0, 3) else s
+        for s in study(30)
+    ]
+    found = front(scores, tmp_path)
+    text = text_table(found)
+    assert [line.split()[0] for line in text.splitlines() if line.lstrip().startswith("!")] == [
+        *(f"!{pick.score.trial}" for pick in found.members if pick.score.trial in (0, 3)),
+        *(
+            f"!{pick.score.trial}"
+            for pick in found.baselines
+            if pick.score.trial in (0, 3) and pick not in found.members
+        ),
+        "!3,",
+    ]
+    assert text.count("the <file> is not its simulation") == 1
+    assert "the &lt;file&gt; is not its simulation" in html_table(found)
+    marked = {row["trial"] for row in rows(found) if row["differs"]}
+    assert marked == {0, 3}
+    pick = next(p for p in found.baselines if p.score.trial == 3)
+    assert "beware                 the <file> is not its simulation" in describe(pick)
+    assert "beware" not in describe(next(p for p in found.baselines if p.score.trial == 4))

@@ -12,7 +12,7 @@ import torch
 
 from autocompress.cost.device import read_device
 from autocompress.cost.latency import Prediction
-from autocompress.errors import ArtifactError
+from autocompress.errors import ArtifactError, InputError
 from autocompress.models.trace import trace
 from autocompress.report.front import Pick
 from autocompress.searching import evaluate as evaluating
@@ -21,12 +21,13 @@ from autocompress.spec.budget import Budget
 from autocompress.spec.plan import Plan, Recipe
 from autocompress.spec.score import Score
 from autocompress.targets import make_target
+from autocompress.targets.checkfile import check_path
 from autocompress.targets.probe import SATURATES
 from autocompress.targets.timing import Timing
 from autocompress.tasks.base import Task, accuracy_of
 
 
-def make_evaluator(directory: Path, evaluate=None, test=True, **options) -> Evaluator:
+def make_evaluator(directory: Path, evaluate=None, test=True, network=None, **options) -> Evaluator:
     torch.manual_seed(0)
     model = torch.nn.Sequential(
         torch.nn.Linear(6, 24), torch.nn.ReLU(), torch.nn.Linear(24, 4)
@@ -40,7 +41,7 @@ def make_evaluator(directory: Path, evaluate=None, test=True, **options) -> Eval
         evaluate=evaluate or accuracy_of(inputs[:100].numpy(), labels[:100]),
         test=accuracy_of(inputs[100:].numpy(), labels[100:]) if test else None,
     )
-    network = trace(task.model, task.example_inputs)
+    network = network or trace(task.model, task.example_inputs)
     return Evaluator(task, network, make_target("null"), directory, **options)
 
 
@@ -59,7 +60,7 @@ def test_a_score_is_of_the_file(tmp_path: Path) -> None:
     assert score.accuracy_low <= score.accuracy <= score.accuracy_high
     assert score.macs == 6 * 12 + 12 * 4
     assert score.parameters == 6 * 12 + 12 + 12 * 4 + 4
-    assert set(score.seconds) == {"compress", "build", "open", "accuracy", "latency"}
+    assert set(score.seconds) == {"compress", "build", "open", "check", "accuracy", "latency"}
     assert math.isnan(score.test_accuracy)
 
 
@@ -83,6 +84,59 @@ def test_the_reference_is_the_uncompressed_model(tmp_path: Path) -> None:
     assert first.path(Plan(), Recipe()).exists()
     assert first(Plan(), Recipe()).latency_ms == first.reference_ms
     assert make_evaluator(tmp_path, reference_ms=7.0).reference_ms == 7.0
+
+
+def test_a_file_is_its_simulation_and_has_a_check(tmp_path: Path) -> None:
+    evaluator = make_evaluator(tmp_path)
+    rounded = Plan({"0/w_bits": 6, "2/w_bits": 6, "0/a_bits": 8, "2/a_bits": 8})
+    for plan in (Plan(), PLAN, rounded):
+        score = evaluator(plan, Recipe())
+        assert score.difference < 1e-3
+        assert score.differs == ""
+        found = Pick(score, tmp_path / "artifacts" / score.artifact).verify()
+        assert found.alike
+        assert found.total == 32
+
+
+def test_a_file_that_is_not_its_simulation_is_marked(tmp_path: Path, monkeypatch) -> None:
+    evaluator = make_evaluator(tmp_path)
+    opened = type(evaluator.target).open
+
+    def wrong(self, path):
+        session = opened(self, path)
+        session._params["2.bias"] = session._params["2.bias"] + 1
+        return session
+
+    monkeypatch.setattr(type(evaluator.target), "open", wrong)
+    score = evaluator(PLAN, Recipe())
+    assert score.outcome == "ok"
+    assert score.difference > 0.1
+    assert score.differs.startswith("the file is not its simulation")
+
+
+def test_an_uncompressed_file_that_is_not_the_model_marks_every_file(tmp_path: Path) -> None:
+    evaluator = make_evaluator(tmp_path)
+    assert evaluator.differs == ""
+    other = make_evaluator(tmp_path / "other", network=trace(
+        torch.nn.Sequential(torch.nn.Linear(6, 24), torch.nn.ReLU(), torch.nn.Linear(24, 4)).eval(),
+        evaluator.task.example_inputs,
+    ))  # fmt: skip
+    assert other.differs.startswith("the uncompressed file is not the torch model")
+    elsewhere = cloudpickle.loads(cloudpickle.dumps(other))
+    assert elsewhere(PLAN, Recipe()).differs == other.differs
+
+
+def test_made_inputs_that_do_not_suit_a_network_leave_the_check_out(tmp_path, monkeypatch) -> None:
+    evaluator = make_evaluator(tmp_path)
+
+    def unsuited(*_):
+        raise InputError("a mask must not be empty")
+
+    monkeypatch.setattr(evaluating, "make_check", unsuited)
+    score = evaluator(PLAN, Recipe())
+    assert score.outcome == "ok"
+    with pytest.raises(InputError, match="must lie beside the model"):
+        Pick(score, tmp_path / "artifacts" / score.artifact).verify()
 
 
 @pytest.mark.parametrize(
@@ -114,7 +168,9 @@ def test_a_damaged_file_is_built_again_and_scored_on_the_test_split(tmp_path: Pa
     evaluator.restore(pick)
     assert evaluator.test(pick) == before
     pick.path.unlink()
+    check_path(pick.path).unlink()
     evaluator.restore(pick)
+    assert pick.verify().alike
     assert pick.path.stat().st_size == score.size_bytes
     with pytest.raises(ArtifactError, match="sha256"):
         evaluator.restore(replace(pick, score=replace(score, sha256="0" * 64)))

@@ -1,8 +1,10 @@
 """Check files: made, read, compared, and refused where they are not what they should be."""
 
+import json
 import subprocess
 import sys
 import zipfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +12,19 @@ import numpy as np
 import pytest
 
 from autocompress.errors import ConfigError, InputError
+from autocompress.spec.artifact import Artifact
 from autocompress.spec.plan import Plan
-from autocompress.targets.check import make_check, verify
+from autocompress.targets import make_target
+from autocompress.targets.check import make_check, verified_json, verified_text, verify
 from autocompress.targets.checkfile import Check, check_path
-from autocompress.targets.made_inputs import inputs_like, statistics_of
+from autocompress.targets.made_inputs import InputStatistics, inputs_like, statistics_of
 from autocompress.transforms.compress import Compressed
 from tests.targets.support import builder, inputs, residual, rounded
+
+
+def made_check(made: Artifact, statistics: Sequence[InputStatistics]) -> bytes:
+    target = make_target("onnxruntime")
+    return make_check(target.open(made.path), made, target.version, statistics).to_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -23,11 +32,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file with 6-bit weights and 8-bit inputs, its check beside it."""
     net = residual()
     path = tmp_path_factory.mktemp("model") / "m.onnx"
-    builder("onnxruntime", net).build(rounded(net, 6, 8), path)
+    made = builder("onnxruntime", net).build(rounded(net, 6, 8), path)
     known = statistics_of([tuple(value.numpy() for value in inputs(net, 64))])
-    content = make_check(path, "onnxruntime", known).to_bytes()
+    content = made_check(made, known)
     assert len(content) <= 50_000
-    assert content == make_check(path, "onnxruntime", known).to_bytes()
+    assert content == made_check(made, known)
     check_path(path).write_bytes(content)
     return path
 
@@ -50,6 +59,18 @@ def test_other_answers_are_told(model: Path, tmp_path: Path) -> None:
     found = verify(model, path)
     assert not found.alike
     assert found.largest_difference == pytest.approx(0.5, rel=1e-3)
+
+
+def test_what_was_found_is_told(model: Path) -> None:
+    found = verify(model)
+    text = verified_text(found)
+    assert "32 of 32" in text
+    assert "0.1 is allowed" in text
+    assert text.endswith("answers here as it did where it was scored.")
+    assert "answers otherwise here" in verified_text(replace(found, alike=False))
+    assert json.loads(verified_json(found))["alike"] is True
+    nowhere = replace(found, largest_difference=float("inf"))
+    assert json.loads(verified_json(nowhere))["largest_difference"] is None
 
 
 def test_it_needs_neither_torch_nor_optuna_nor_onnx(model: Path) -> None:
@@ -101,7 +122,7 @@ def test_what_does_not_belong_together_is_refused(model: Path, tmp_path: Path) -
         verify(model, path)
     flat = statistics_of([(np.random.default_rng(0).random((64, 5), np.float32),)])
     with pytest.raises(InputError, match="must run on the inputs"):
-        make_check(model, "onnxruntime", flat)
+        made_check(Artifact.of(model, "onnxruntime"), flat)
 
 
 def test_a_runtime_that_is_not_there_is_named(
