@@ -179,6 +179,12 @@ def _draw(axis: "Axes", front: "Front", panel: _Panel, unit: float, low: float) 
             s=26, facecolors="white", edgecolors=_FRONT, linewidths=1.0, label="the same, test",
             zorder=3.5,
         )  # fmt: skip
+    marked = [s for s in (*members, *bases) if s.differs]
+    if marked:
+        axis.scatter(
+            [panel.x(s) for s in marked], [s.accuracy * unit for s in marked],
+            s=60, marker="x", color=_LIMIT, label="not what it should be (see the table)", zorder=5,
+        )  # fmt: skip
     if panel.limit is not None:
         axis.axvline(panel.limit, color=_LIMIT, linestyle="--", linewidth=1.1, zorder=2)
         axis.annotate(
