@@ -1,8 +1,8 @@
 """Whether an edited template can be trusted for a copy with fewer channels.
 
 The exporter may compute constants from channel counts that no argument of the network shows. Where
-an integer constant that was not edited could be one of them, the edited graph is run once beside
-the network.
+an integer constant that was not edited could be one of them, or a float one has a channel each, the
+edited graph is run once beside the network.
 """
 
 from collections.abc import Iterator, Mapping
@@ -62,6 +62,8 @@ def _may_depend(
         for i in model.graph.initializer
         if i.data_type in (TensorProto.INT64, TensorProto.INT32)
     }
+    if any(counts & set(i.dims) for i in model.graph.initializer if i.name not in constants):
+        return True
     shown: dict[int, set[int]] = {}
     for name, indices in inner.items():
         numbers = set(_numbers(args.get(name, ())))
