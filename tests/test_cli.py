@@ -34,6 +34,7 @@ from tests.report.made_up import failure, files, front, score, study
 from tests.report.test_receipt import LINES
 from tests.test_api import SPACE
 from tests.test_measuring import write
+from tests.waiting import FAR
 
 
 @dataclass
@@ -784,19 +785,19 @@ def test_a_screen_that_goes_away_does_not_end_the_search(tmp_path):
     pipe = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     child = child_of([], tmp_path, **pipe)
     child.stderr.close()
-    assert child.wait(timeout=120) == 0
+    assert child.wait(timeout=FAR) == 0
     assert (tmp_path / "run" / "front.csv").exists()
 
 
 def test_closed_streams_do_not_end_the_search(tmp_path):
     child = child_of([], tmp_path, preexec_fn=lambda: (os.close(1), os.close(2)))
-    assert child.wait(timeout=120) == 0
+    assert child.wait(timeout=FAR) == 0
     assert (tmp_path / "run" / "front.csv").exists()
 
 
 def test_quiet_shows_the_result_alone(tmp_path):
     child = child_of(["--quiet"], tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    out, error = child.communicate(timeout=120)
+    out, error = child.communicate(timeout=FAR)
     assert error == b""
     assert b"uncompressed" in out
     assert child.returncode == 0

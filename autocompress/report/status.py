@@ -1,7 +1,6 @@
 """The status of a run, for people and for programs."""
 
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,7 +33,8 @@ class Status:
     ``driver``: who drives it, "" if nobody does. ``outcomes``: numbers of trials by outcome;
     ``completed`` of ``wanted`` have a file. ``an_hour``: completed trials an hour, lately, pauses
     left out, NaN while unknown. ``silent``: seconds since the last trial was recorded, NaN if none
-    was. ``steps``: the hypervolume over time, of accuracy × log costs.
+    was. ``steps``: the hypervolume over time, of accuracy × log costs. ``lost``: what
+    is not to be had on this system, and is on Linux.
     """
 
     directory: Path
@@ -47,6 +47,7 @@ class Status:
     silent: float
     best: str
     steps: tuple[Step, ...]
+    lost: tuple[str, ...] = ()
 
     @property
     def completed(self) -> int:
@@ -88,6 +89,8 @@ def status_text(status: Status) -> str:
             f"  {step.share:7.1%} after {step.trials:,} trials, {_ago(3600 * step.hours)}"
             for step in status.steps
         ]
+    if status.lost:
+        lines.append(f"not to be had on this system: {', '.join(status.lost)}")
     return "\n".join(lines)
 
 
@@ -95,5 +98,5 @@ def _ago(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.0f} s"
     if seconds < 3600:
-        return time.strftime("%-M min %-S s", time.gmtime(seconds))
+        return "{} min {} s".format(*divmod(int(seconds), 60))
     return f"{seconds / 3600:.1f} h"

@@ -15,6 +15,7 @@ from optuna.storages import RDBStorage
 
 from autocompress.errors import RunError
 from autocompress.searching.store import Place
+from autocompress.searching.system import is_gone
 
 __all__ = ["driver_lock", "is_driven", "study_lock"]
 
@@ -35,14 +36,15 @@ def driver_lock(directory: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0.3)  # someone may be looking whether it is held
     except Timeout as error:
-        holder = note.read_text().strip() if note.exists() else "another process"
+        holder = _read(note) or "another process"
         raise _held(str(directory), holder) from error
     try:
         with contextlib.suppress(OSError):  # a full disk; the lock holds without it
-            note.write_text(f"{_me()}\n")
+            note.write_text(f"{_me()}\n", encoding="utf-8")
         yield
     finally:
-        note.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # someone reads it (Windows)
+            note.unlink()
         lock.release()
 
 
@@ -51,9 +53,7 @@ def is_driven(directory: Path) -> str:
     path = directory / "driver.lock"
     if not path.exists():
         return ""
-    lock, holder = FileLock(path), ""
-    with contextlib.suppress(OSError):
-        holder = (directory / "driver.txt").read_text().strip()
+    lock, holder = FileLock(path), _read(directory / "driver.txt")
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -68,9 +68,9 @@ def is_driven(directory: Path) -> str:
 def study_lock(place: Place) -> Iterator[Callable[[], None]]:
     """Hold the study of a database for one driver; raise RunError that names another holder.
 
-    Yields a function that raises RunError if it has been taken over since. A holder on this machine
-    is dead when its process is, one elsewhere when it gave no sign of life for a minute. A journal
-    needs no other lock than its directory's.
+    Yields a function that raises RunError if it has been taken over since. A holder is dead when
+    it gave no sign of life for a minute, one on this machine at once when its process is known to
+    be gone. A journal needs no other lock than its directory's.
     """
     storage = place.storage if place.url else None
     if not isinstance(storage, RDBStorage):
@@ -149,6 +149,13 @@ def study_lock(place: Place) -> Iterator[Callable[[], None]]:
             connection.execute(drivers.delete().where(own))
 
 
+def _read(note: Path) -> str:
+    try:
+        return note.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
 def _held(what: str, holder: str) -> RunError:
     return RunError(
         f"One driver at a time may work on a study: {what} is held by {holder}. "
@@ -163,11 +170,6 @@ def _me() -> str:
 def _alive(holder: str, silent: float) -> bool:
     """Tell whether a holder is alive that gave its last sign of life so many seconds ago."""
     _, pid, _, host = [*holder.split(), "", "", "", ""][:4]
-    if host == socket.gethostname() and pid.isdigit():
-        try:
-            os.kill(int(pid), 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            pass
+    if host == socket.gethostname() and pid.isdigit() and is_gone(int(pid)):
+        return False
     return silent < _DEAD

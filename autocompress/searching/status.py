@@ -17,6 +17,7 @@ from autocompress.searching.locks import is_driven
 from autocompress.searching.progress import best_of, share_of_volume
 from autocompress.searching.store import Place, finished
 from autocompress.searching.study import scores_of
+from autocompress.searching.system import lost
 from autocompress.spec.budget import Budget
 from autocompress.spec.score import Score
 
@@ -64,6 +65,7 @@ def look(
         silent=now - max(ends.values()) if ends else math.nan,
         best=best_of(scores, objectives, budget),
         steps=_steps(done, (np.cumsum([0.0, *gaps]) / 3600).tolist(), objectives, budget),
+        lost=lost(),
     )
 
 

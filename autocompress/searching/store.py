@@ -17,7 +17,7 @@ from typing import Any
 import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 from sqlalchemy.engine import URL, make_url
@@ -84,7 +84,8 @@ class Place:
         """Optuna's storage; raises ConfigError or RunError for a database that is not to be had."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         if not self.url:
-            return JournalStorage(JournalFileBackend(str(self.path)))
+            path = str(self.path)  # the other kind of lock is a link, which Windows may refuse
+            return JournalStorage(JournalFileBackend(path, JournalFileOpenLock(path)))
         _parsed(self.url)
         try:
             return RDBStorage(self.url, engine_kwargs={"pool_pre_ping": True})

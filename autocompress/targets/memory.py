@@ -14,7 +14,7 @@ class PeakMemory:
     def __init__(self) -> None:
         self._before: int | None = None
         try:
-            _RESET.write_text("5")  # resets the high-water mark
+            _RESET.write_text("5", encoding="utf-8")  # resets the high-water mark
             self._before = _read("VmRSS")
         except OSError:
             pass
@@ -30,7 +30,7 @@ class PeakMemory:
 
 
 def _read(field: str) -> int:
-    for line in _STATUS.read_text().splitlines():
+    for line in _STATUS.read_text(encoding="utf-8").splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
     raise OSError(field)

@@ -48,6 +48,8 @@ _DRIFT = 0.006  # standard deviation of what repeats differ by beyond all that t
 _OPENING = 0.008  # that of openings, before any is seen
 _WORTH = 4  # openings that this is worth beside those that are seen
 _EACH = 6  # blocks of each opening before an interval is believed
+# The CPU clock of Windows goes on in steps of 16 ms, too coarse for one run.
+_COARSE = time.get_clock_info("thread_time").implementation == "GetThreadTimes()"
 _FEATURES = (
     "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "avx_vnni_int8",
     "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "sve",
@@ -61,9 +63,9 @@ class Timing:
     ``ratio``: candidate's time over the reference's. ``clock``: "cpu", "wall", or "fixed" for
     targets that make their latency up. ``agree``: process and thread CPU time were equal, so that
     the CPU clock of the calling thread saw all of the work; where it is false for one thread, the
-    wall clock was used. ``calm``: the share of blocks in which the reference ran near its floor.
-    ``openings``: how many of the candidate's file took turns. ``blocks``: the samples, those of
-    slow episodes too.
+    wall clock was used, as where the CPU clock is too coarse (Windows). ``calm``: the share of
+    blocks in which the reference ran near its floor. ``openings``: how many of the candidate's file
+    took turns. ``blocks``: the samples, those of slow episodes too.
     """
 
     latency_ms: float
@@ -158,7 +160,7 @@ def _measure(
         agree = abs(whole - used) <= 0.05 * used + 0.002
         timing, scatter = _summary(
             tuple(blocks),
-            clock="cpu" if threads == 1 and agree else "wall",
+            clock="cpu" if threads == 1 and agree and not _COARSE else "wall",
             agree=agree,
             openings=len(candidates),
             turns=turns,
@@ -337,7 +339,8 @@ def _tasks() -> list[int]:
 def _core() -> int:
     """Return the core that the calling thread runs on, -1 where the system does not tell."""
     try:
-        stat = Path(f"/proc/self/task/{threading.get_native_id()}/stat").read_text()
+        path = Path(f"/proc/self/task/{threading.get_native_id()}/stat")
+        stat = path.read_text(encoding="utf-8")
         return int(stat.rpartition(")")[2].split()[36])  # field 39 of proc(5)
     except (OSError, ValueError, IndexError):
         return -1
@@ -347,7 +350,7 @@ def _host_lock() -> FileLock:
     """Return the lock that lets one measurement at a time run; the system frees a dead holder's."""
     try:
         user = getpass.getuser()
-    except (KeyError, OSError):
+    except (KeyError, OSError, ImportError):  # the last: no environment, and no pwd
         user = "user"
     return FileLock(Path(tempfile.gettempdir()) / f"autocompress-timing-{user}.lock")
 

@@ -1,7 +1,6 @@
 import functools
 import random
-import statistics
-import time
+import sys
 
 import pytest
 import torch
@@ -214,12 +213,12 @@ def test_formulas_agree_with_the_operators() -> None:
         assert found[flat].shape == (1, out.numel())
 
 
-def test_a_workload_takes_milliseconds() -> None:
+def test_a_workload_takes_few_calls() -> None:
     for name in ("resnet", "shufflenetv2"):
-        taken = []
-        for keep in (0.9, 0.7, 0.5, 0.4, 0.3):
-            compressed = sketch(net_of(name), settings(net_of(name), keep), ORT)
-            start = time.thread_time()
+        compressed, calls = sketch(net_of(name), settings(net_of(name), 0.5), ORT), list[str]()
+        sys.setprofile(lambda frame, event, what, calls=calls: calls.append(event))
+        try:
             workload(compressed, ORT)
-            taken.append(time.thread_time() - start)
-        assert statistics.median(taken) < 0.03
+        finally:
+            sys.setprofile(None)
+        assert 0 < calls.count("call") < 20_000

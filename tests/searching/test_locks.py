@@ -3,8 +3,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
@@ -13,6 +13,7 @@ from autocompress.errors import RunError
 from autocompress.searching import locks
 from autocompress.searching.locks import driver_lock, is_driven, study_lock
 from autocompress.searching.store import Place
+from tests.waiting import until
 
 HOLDER = """
 import sys, time
@@ -95,21 +96,21 @@ def test_a_study_names_its_holder_and_is_taken_over_when_that_dies(holder, place
         pass
 
 
-def test_a_holder_elsewhere_is_dead_after_a_silent_minute(place):
+def test_a_holder_elsewhere_is_dead_after_a_silent_minute(place, monkeypatch):
+    monkeypatch.setattr(locks, "time", SimpleNamespace(time=lambda: 1000.0))
+    monkeypatch.setattr(locks, "_BEAT", 3600.0)
     engine = sa.create_engine(place().url)
     with study_lock(place()) as confirm:
         with engine.begin() as connection:
             change = "update autocompress_drivers set holder = 'process 1 on elsewhere', beat = "
-            connection.execute(sa.text(f"{change}{time.time() - 30}"))
+            connection.execute(sa.text(f"{change}970"))
         with (
             pytest.raises(RunError, match="process 1 on elsewhere"),
             study_lock(place()),
         ):
             pass
         with engine.begin() as connection:
-            connection.execute(
-                sa.text(f"update autocompress_drivers set beat = {time.time() - 90}")
-            )
+            connection.execute(sa.text("update autocompress_drivers set beat = 910"))
         with study_lock(place()) as other:
             other()
             with pytest.raises(RunError, match="another has taken"):
@@ -123,15 +124,13 @@ def test_signs_of_life_are_given(place, monkeypatch):
     with study_lock(place()):
         with engine.begin() as connection:
             connection.execute(sa.text("update autocompress_drivers set beat = 0"))
-        for _ in range(100):
-            time.sleep(0.05)
+
+        def given():
             with engine.begin() as connection:
-                found = connection.execute(
-                    sa.text("select beat from autocompress_drivers")
-                ).scalar()
-            if found > time.time() - 30:
-                break
-        assert found > time.time() - 30
+                beats = connection.execute(sa.text("select beat from autocompress_drivers"))
+                return beats.scalar() > 0
+
+        assert until(given)
     engine.dispose()
 
 

@@ -1,6 +1,5 @@
 import json
 import math
-import time
 
 import pytest
 
@@ -8,18 +7,22 @@ from autocompress.errors import RunError
 from autocompress.searching.oracle import Oracle
 from autocompress.spec.plan import Plan
 
+CLOCK = "autocompress.searching.oracle.time.perf_counter"
 PLANS = [Plan({"a/w_bits": bits}) for bits in (2, 4, 8)]
 
 
 class Counted:
-    """An effect that counts what it is asked, and takes some time."""
+    """An effect that counts what it is asked, and takes some time of a clock of its own."""
 
     def __init__(self, seconds=0.0):
-        self.asked, self.seconds = [], seconds
+        self.asked, self.seconds, self.now = [], seconds, 0.0
+
+    def clock(self):
+        return self.now
 
     def __call__(self, plan):
         self.asked.append(plan)
-        time.sleep(self.seconds)
+        self.now += self.seconds
         return 1 / plan.get("a", "w_bits")
 
 
@@ -61,20 +64,20 @@ def test_numbers_are_kept_to_the_last_bit(tmp_path):
     assert Oracle(Counted(), path).known[PLANS[0]] == 0.1 + 0.2
 
 
-def test_seconds_are_those_of_all_runs(tmp_path):
-    path = tmp_path / "effects.jsonl"
-    first = Oracle(Counted(0.02), path)
-    start = time.perf_counter()
+def test_seconds_are_those_of_all_runs(tmp_path, monkeypatch):
+    path, effect = tmp_path / "effects.jsonl", Counted(0.02)
+    monkeypatch.setattr(CLOCK, effect.clock)
+    first = Oracle(effect, path)
     first(PLANS[0])
-    assert 0.02 <= first.seconds <= time.perf_counter() - start
-    spent = first.seconds
+    assert first.seconds == 0.02
     first(PLANS[0])
-    assert first.seconds == spent
-    second = Oracle(Counted(0.03), path)
-    assert second.seconds == pytest.approx(first.seconds, abs=1e-3)
+    assert first.seconds == 0.02
+    effect.seconds = 0.03
+    second = Oracle(effect, path)
+    assert second.seconds == 0.02
     second(PLANS[1])
-    assert second.seconds >= 0.05 - 1e-3
-    assert Oracle(Counted(), path).seconds == pytest.approx(second.seconds, abs=1e-3)
+    assert second.seconds == pytest.approx(0.05)
+    assert Oracle(effect, path).seconds == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize("cut", [1, 5, 20])
@@ -145,14 +148,15 @@ def test_figures_that_cannot_be_are_refused(tmp_path, line):
         Oracle(Counted(), path)
 
 
-def test_what_was_computed_elsewhere_costs_nothing_here(tmp_path):
-    path = tmp_path / "effects.jsonl"
-    oracle = Oracle(Counted(0.01), path)
+def test_what_was_computed_elsewhere_costs_nothing_here(tmp_path, monkeypatch):
+    path, effect = tmp_path / "effects.jsonl", Counted(0.01)
+    monkeypatch.setattr(CLOCK, effect.clock)
+    oracle = Oracle(effect, path)
     oracle(PLANS[0])
     oracle.learn(PLANS[1], 0.3)
     oracle.learn(PLANS[0], 0.9)  # known
-    spent = oracle.seconds
+    assert oracle.seconds == 0.01
     assert oracle.known == {PLANS[0]: 0.5, PLANS[1]: 0.3}
     again = Oracle(Counted(), path)
     assert again.known == oracle.known
-    assert again.seconds == pytest.approx(spent, abs=1e-3)
+    assert again.seconds == 0.01

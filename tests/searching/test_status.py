@@ -2,6 +2,7 @@ import json
 import math
 import os
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ def looked(directory, wanted=40, budget=None):
 
 
 def test_a_run_is_looked_at_while_it_is_driven(tmp_path):
-    seen = []
+    seen, start = [], time.time()
 
     class Looking(FakeEvaluator):
         def __call__(self, *given):
@@ -40,7 +41,7 @@ def test_a_run_is_looked_at_while_it_is_driven(tmp_path):
         (worker,) = status.workers
         assert worker.worker == status.driver
         assert worker.what
-        assert 0 <= worker.seconds < 60
+        assert 0 <= worker.seconds <= time.time() - start
     assert seen[0].workers[0].what == "uncompressed"
     end = looked(tmp_path)
     assert (end.driver, end.workers, end.completed, end.wanted) == ("", (), 30, 40)

@@ -1,10 +1,10 @@
 """Every kind of store keeps finished trials and notes, each once, whatever fails meanwhile."""
 
+import contextlib
 import shutil
 import sqlite3
 import tempfile
 import threading
-import time
 from pathlib import Path
 
 import optuna
@@ -213,13 +213,22 @@ def test_a_file_that_is_no_database_is_a_sentence(tmp_path):
         Place(tmp_path / "study.log", f"sqlite:///{tmp_path}/x.db").open()
 
 
-def test_a_busy_database_is_waited_for(place, tmp_path):
-    store = Store(place("sqlite"), DIRECTIONS)
+def test_a_busy_database_is_waited_for(tmp_path):
+    told = []
+
+    def tell(text):
+        told.append(text)
+        other.rollback()
+
+    place = Place(tmp_path / "study.log", f"sqlite:///{tmp_path}/study.db?timeout=0.1", "one")
+    store = Store(place, DIRECTIONS, tell=tell)
     store.add(trial(0))
-    other = sqlite3.connect(tmp_path / "study.db", check_same_thread=False)
-    other.execute("BEGIN EXCLUSIVE")
-    threading.Timer(0.5, other.rollback).start()
-    store.add(trial(1))
-    time.sleep(0.1)
-    other.close()
-    assert len(store.trials) == 2
+    with (
+        contextlib.closing(place),
+        contextlib.closing(sqlite3.connect(tmp_path / "study.db")) as other,
+    ):
+        other.execute("BEGIN EXCLUSIVE")
+        store.add(trial(1))
+        assert len(store.trials) == 2
+    (text,) = told
+    assert "database is locked" in text

@@ -423,6 +423,14 @@ def test_several_threads_are_timed_on_the_wall_under_the_lock(on) -> None:
         pass
 
 
+def test_a_coarse_cpu_clock_is_not_used(on, monkeypatch) -> None:
+    machine = on(Machine(away=lambda now: 1e-3))
+    monkeypatch.setattr(timing, "_COARSE", True)
+    found = measure(machine.session(1.0), machine.session(2.0), INPUTS)
+    assert (found.clock, found.agree) == ("wall", True)
+    assert found.latency_ms == pytest.approx(2.0)
+
+
 def test_one_thread_needs_no_lock(on) -> None:
     machine = on(Machine())
     with timing._host_lock().acquire(timeout=1):

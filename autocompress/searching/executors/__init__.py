@@ -3,14 +3,23 @@
 from autocompress.errors import ConfigError
 from autocompress.searching.executors.base import Executor
 from autocompress.searching.executors.serial import Serial
+from autocompress.searching.system import check_memory_limit, check_time_limit
 from autocompress.spec.execution import Execution
 
 __all__ = ["Executor", "Serial", "make_executor"]
 
 
 def make_executor(execution: Execution) -> Executor:
-    """Return what evaluates as it is told; raise ConfigError that names the package it needs."""
-    if execution.workers == 1 and not execution.ray_address:
+    """Return what evaluates as it is told.
+
+    Raises ConfigError that names the package it needs, or a limit that this system cannot keep.
+    """
+    here = execution.workers == 1 and not execution.ray_address
+    if here:
+        check_time_limit(execution.trial_seconds)
+    if not execution.ray_address:  # a cluster's machines are asked by its workers
+        check_memory_limit(execution.trial_memory_bytes)
+    if here:
         return Serial(execution)
     try:
         from autocompress.searching.executors.tuned import Tuned

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autocompress.searching.agenda import Job
+from autocompress.searching.system import is_gone
 
 __all__ = ["Marked", "Marker", "marked", "work_folder"]
 
@@ -39,7 +40,7 @@ class Marker:
     def _show(self, content: dict[str, object]) -> None:
         draft = self._path.with_suffix(".tmp")
         with contextlib.suppress(OSError):  # another machine's, a full disk: nobody looks then
-            draft.write_text(json.dumps(content))
+            draft.write_text(json.dumps(content), encoding="utf-8")
             draft.replace(self._path)
 
     @contextlib.contextmanager
@@ -70,8 +71,8 @@ def marked(directory: Path) -> list[Marked]:
     for path in sorted((directory / _FOLDER).glob("*.json")):
         host, _, pid = path.stem.rpartition("-")
         with contextlib.suppress(OSError, ValueError):
-            content = json.loads(path.read_text())
-            if host == socket.gethostname():
-                os.kill(int(pid), 0)  # OSError: it is gone
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if host == socket.gethostname() and is_gone(int(pid)):
+                continue
             found.append(Marked(host, int(pid), content.get("what", ""), content.get("since", 0.0)))
     return found

@@ -31,10 +31,13 @@ _SECONDS = 5.0
 
 @contextlib.contextmanager
 def reaped(mark: str, folder: str = "") -> Iterator[None]:
-    """Have all processes with a mark ended after the block, however it ends (Linux).
+    """Have all processes with a mark ended after the block, however it ends (Linux alone).
 
     ``folder``: what is removed, too, if this process is killed.
     """
+    if not hasattr(os, "killpg"):  # nor could it be left a pipe
+        yield
+        return
     ours, theirs = os.pipe()
     process = subprocess.Popen(  # noqa: S603 - this very file
         [sys.executable, "-I", "-S", __file__, str(ours), mark, str(os.getpgrp()), folder],
@@ -61,7 +64,8 @@ def _marked(mark: str, group: str = "") -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            parent, own = (path / "stat").read_text().rpartition(")")[2].split()[1:3]
+            stat = (path / "stat").read_text(encoding="utf-8", errors="replace")
+            parent, own = stat.rpartition(")")[2].split()[1:3]
             orphan = parent == "1" and own == group
             command = (path / "cmdline").read_bytes() if orphan else b""
             if any(agent in command for agent in _AGENTS) or f"{MARK}={mark}".encode() in (

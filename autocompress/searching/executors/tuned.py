@@ -102,7 +102,7 @@ def _in_time(seconds: float | None) -> Iterator[None]:
     if seconds is None:
         yield
         return
-    with Path(os.devnull).open("w") as nowhere:
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
         faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
         try:
             yield

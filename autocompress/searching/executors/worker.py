@@ -24,6 +24,7 @@ from autocompress.errors import AutocompressError, RunError, TaskError
 from autocompress.searching.agenda import Job
 from autocompress.searching.executors.markers import Marker
 from autocompress.searching.oracle import Effect
+from autocompress.searching.system import check_memory_limit, mapped_bytes
 from autocompress.spec.files import write_whole
 from autocompress.spec.score import Score
 
@@ -73,6 +74,7 @@ class Worker:
     """Evaluates plans, one after another."""
 
     def __init__(self, parcel: Parcel) -> None:
+        check_memory_limit(parcel.memory_bytes)
         self._memory_bytes = parcel.memory_bytes
         sys.path.extend(place for place in parcel.path if place not in sys.path)
         self.evaluator: Evaluator = cloudpickle.loads(parcel.evaluator)  # the driver's own
@@ -156,16 +158,17 @@ def threads_limited(count: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def memory_limited(more: int | None) -> Iterator[None]:
-    """Let the process take so many bytes of memory more, where the system can enforce it (Linux).
+    """Let the process take so many bytes of memory more; raise ConfigError where none can be set.
 
     What exceeds it is told so by the system, and raises MemoryError or the like.
     """
-    held = _held()
-    if more is None or held is None:
+    if more is None:
         yield
         return
+    check_memory_limit(more)
     import resource
 
+    held = mapped_bytes() or 0
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     known = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
     resource.setrlimit(resource.RLIMIT_DATA, (min([held + more, *known]), hard))
@@ -173,12 +176,3 @@ def memory_limited(more: int | None) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
-
-
-def _held() -> int | None:
-    """Return the bytes of private memory that the process has mapped, None if nobody tells."""
-    try:
-        found = re.search(r"^VmData:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)
-    except OSError:
-        return None
-    return None if found is None else int(found.group(1)) * 1024

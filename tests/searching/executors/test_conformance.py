@@ -1,5 +1,6 @@
 """Every executor evaluates what the agenda gives out, once, and survives what trials do to it."""
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -20,8 +21,8 @@ from autocompress.spec.plan import Plan
 from autocompress.transforms.effect import Effects
 from tests.searching.executors.support import SPACE, searched
 from tests.searching.test_evaluate import make_evaluator
+from tests.waiting import FAR, until
 
-FAR = 600.0  # seconds, a limit that is never met
 LARGE = 0.0122  # made-up milliseconds of the uncompressed file alone
 
 
@@ -190,35 +191,46 @@ def test_what_loses_two_workers_is_a_failure(tmp_path, make, name):
     assert failed[0].message.endswith("twice")
 
 
+def out_of_time(search):
+    """Search under limits until one that this machine's other trials keep; return that and scores.
+
+    ``search`` makes a study from a limit; one of its trials takes more than any.
+    """
+    for seconds in (2.0, 8.0, 32.0, 128.0, 512.0):
+        with contextlib.suppress(TaskError):  # too many at the start
+            failed = [score for score in search(seconds).scores if score.outcome == "failed"]
+            if len(failed) == 1:
+                return seconds, failed
+    raise AssertionError(f"other trials take more than {seconds} s")
+
+
 @pytest.mark.parametrize("name", AWAY)
 def test_a_trial_has_its_time(tmp_path, make, name):
     def evaluate(predict):
         if predict.fixed_ms > LARGE:
-            time.sleep(60)
+            time.sleep(2 * FAR)
         return np.ones(3)
 
-    study = searched(tmp_path, make(name, trial_seconds=2.0), 4, evaluate)
-    failed = [score for score in study.scores if score.outcome == "failed"]
+    seconds, failed = out_of_time(
+        lambda most: searched(tmp_path / f"{most}", make(name, trial_seconds=most), 4, evaluate)
+    )
     assert [score.baseline for score in failed] == ["uncompressed"]
-    assert failed[0].message == "a trial may take 2 s, and it took more"
+    assert failed[0].message == f"a trial may take {seconds:g} s, and it took more"
 
 
 def test_what_a_trial_started_ends_with_it(tmp_path, make):
     def evaluate(predict):
         if predict.fixed_ms > LARGE:
-            started = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+            started = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
             (tmp_path / "pid").write_text(str(started.pid))
-            time.sleep(60)
+            time.sleep(2 * FAR)
         return np.ones(3)
 
-    searched(tmp_path / "run", make("child", trial_seconds=2.0), 4, evaluate)
-    pid = int((tmp_path / "pid").read_text())
-    for _ in range(100):
-        if not Path(f"/proc/{pid}").exists() or " Z " in Path(f"/proc/{pid}/stat").read_text():
-            break
-        time.sleep(0.1)
-    else:
-        raise AssertionError("it is still there")
+    out_of_time(
+        lambda most: searched(tmp_path / f"{most}", make("child", trial_seconds=most), 4, evaluate)
+    )
+    stat = Path("/proc", (tmp_path / "pid").read_text(), "stat")
+    assert until(lambda: not stat.exists() or " Z " in stat.read_text())
 
 
 @pytest.mark.parametrize("name", AWAY)
@@ -259,14 +271,10 @@ def test_ctrl_c_once_finishes_what_is_running(tmp_path, make, name):
         if step.done == 2 and not any(t.note for t in told):
             os.kill(os.getpid(), signal.SIGINT)
 
-    def evaluate(predict):
-        time.sleep(0.2)
-        return np.ones(3)
-
     with pytest.raises(KeyboardInterrupt):
-        searched(tmp_path, make(name), 18, evaluate, progress)
+        searched(tmp_path, make(name), 18, progress=progress)
     done = max(step.done for step in told)
-    assert 2 <= done <= 6
+    assert 2 <= done <= 4  # two workers may each have one more
     assert any("Ctrl-C once more leaves at once" in step.note for step in told)
     study = searched(tmp_path, make(name), 8)
     assert len(study.scores) == len({score.key for score in study.scores}) == 8
@@ -280,10 +288,10 @@ def test_ctrl_c_twice_leaves_at_once(tmp_path, make, name):
 
     def evaluate(predict):
         if not once(tmp_path):
-            time.sleep(60)
+            time.sleep(FAR)
+            (tmp_path / "waited for").touch()
         return np.ones(3)
 
-    start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         searched(tmp_path / "run", make(name), 18, evaluate, progress)
-    assert time.monotonic() - start < 45
+    assert not (tmp_path / "waited for").exists()

@@ -2,32 +2,28 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from autocompress.searching.executors.reaper import MARK, _marked, reaped
+from tests.waiting import FAR, until
 
 DRIVER = f"""
 import os, subprocess, sys, time
 from autocompress.searching.executors.reaper import reaped
 with reaped(sys.argv[1], sys.argv[2]):
-    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True,
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(999)"], start_new_session=True,
                      env=os.environ | {{"{MARK}": sys.argv[1]}})
     print("up", flush=True)
-    time.sleep(600)
+    time.sleep(999)
 """
 
 linux = pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs the process table of Linux")
 
 
 def gone(token):
-    for _ in range(100):
-        if not _marked(token):
-            return True
-        time.sleep(0.1)
-    return False
+    return until(lambda: not _marked(token))
 
 
 @linux
@@ -44,19 +40,17 @@ def test_what_a_killed_driver_started_is_ended(tmp_path):
     driver.wait()
     driver.stdout.close()
     assert gone(token)
-    for _ in range(100):
-        time.sleep(0.1 if folder.exists() else 0)
-    assert not folder.exists()
+    assert until(lambda: not folder.exists())
 
 
 @linux
 def test_what_is_left_after_a_block_is_ended_and_nothing_else(tmp_path):
     token, other = tmp_path.name, tmp_path.name + "-other"
-    sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+    sleep = [sys.executable, "-c", "import time; time.sleep(999)"]
     with reaped(token):
         mine = subprocess.Popen(sleep, env=os.environ | {MARK: token})
         theirs = subprocess.Popen(sleep, env=os.environ | {"SOMETHING": other})
-    assert mine.wait(10) == -signal.SIGKILL
+    assert mine.wait(FAR) == -signal.SIGKILL
     assert theirs.poll() is None
     theirs.kill()
     theirs.wait()

@@ -3,12 +3,14 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
+from autocompress.searching.executors import slots as module
 from autocompress.searching.executors.slots import share_of, slots
+from tests.waiting import FAR
 
 HOLDER = """
 import sys, time
@@ -32,34 +34,53 @@ def test_a_rung_takes_what_the_machine_has_at_most(key):
         assert count == 3
 
 
-def test_slots_are_shared_and_waited_for(key):
-    order = []
+def test_slots_are_shared_and_waited_for(key, monkeypatch):
+    order, threads = [], []
+    events = defaultdict(threading.Event)  # by what a thread has come to, and its name
 
-    def work(name, wanted):
+    class Told(module.FileLock):
+        def acquire(self, *given, **named):
+            name, gate = threading.current_thread().name, self.lock_file.endswith("gate")
+            if gate:
+                events["comes", name].set()
+            taken = super().acquire(*given, **named)
+            if gate:
+                events["gathers", name].set()
+            return taken
+
+    def work(wanted):
+        name = threading.current_thread().name
         with slots(key, wanted, 2) as count:
             order.append(("begin", name, count))
-            time.sleep(0.3)
+            events["begins", name].set()
+            assert events["may end", name].wait(FAR)
             order.append(("end", name, count))
+            events["ends", name].set()
 
-    threads = [threading.Thread(target=work, args=pair) for pair in (("a", 1), ("b", 1))]
+    def start(name, wanted, what):
+        threads.append(threading.Thread(target=work, args=(wanted,), name=name))
+        threads[-1].start()
+        assert events[what, name].wait(FAR)
+
+    monkeypatch.setattr(module, "FileLock", Told)
+    start("a", 1, "begins")
+    start("b", 1, "begins")
+    start("c", 2, "gathers")
+    start("d", 1, "comes")
+    for name, follower in (("a", ""), ("b", "c"), ("c", "d"), ("d", "")):
+        events["may end", name].set()
+        assert events["ends", name].wait(FAR)
+        assert not follower or events["begins", follower].wait(FAR)
     for thread in threads:
-        thread.start()
-    time.sleep(0.1)
-    assert {(what, name) for what, name, _ in order} == {("begin", "a"), ("begin", "b")}
-    late = [threading.Thread(target=work, args=pair) for pair in (("c", 2), ("d", 1))]
-    for thread in late:
-        thread.start()
-        time.sleep(0.05)
-    for thread in (*threads, *late):
         thread.join()
-    begun = [name for what, name, _ in order if what == "begin"]
-    assert begun[2:] == ["c", "d"]  # whoever came first, though one slot was free before
-    place = order.index(("begin", "c", 2))
-    assert {name for what, name, _ in order[:place] if what == "end"} == {"a", "b"}
-    assert order.index(("begin", "d", 1)) > order.index(("end", "c", 2))
+    assert order == [
+        ("begin", "a", 1), ("begin", "b", 1), ("end", "a", 1), ("end", "b", 1),
+        ("begin", "c", 2), ("end", "c", 2),  # came first, though one slot was free before
+        ("begin", "d", 1), ("end", "d", 1),
+    ]  # fmt: skip
 
 
-def test_the_dead_hold_none(key):
+def test_the_dead_hold_none(key, monkeypatch):
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, key, "2"], stdout=subprocess.PIPE, text=True
     )
@@ -67,7 +88,10 @@ def test_the_dead_hold_none(key):
     os.kill(process.pid, 9)
     process.wait()
     process.stdout.close()
-    start = time.monotonic()
+
+    def waits(seconds):
+        raise AssertionError("nobody is to be waited for")
+
+    monkeypatch.setattr(module.time, "sleep", waits)
     with slots(key, 2, 2) as count:
         assert count == 2
-    assert time.monotonic() - start < 30

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from autocompress.errors import TaskError
+from autocompress.errors import ConfigError, TaskError
+from autocompress.searching import system
 from autocompress.searching.agenda import Job
 from autocompress.searching.executors.worker import (
     Worker,
@@ -72,6 +73,13 @@ def test_threads_are_limited_and_given_back():
     with threads_limited(3):
         assert torch.get_num_threads() == 3
     assert torch.get_num_threads() == before
+
+
+def test_memory_that_cannot_be_limited_is_refused(tmp_path, monkeypatch):
+    parcel = pack(make_evaluator(tmp_path), 1000)
+    monkeypatch.setattr(system, "mapped_bytes", lambda: None)
+    with pytest.raises(ConfigError, match=r"trial_memory_bytes = 1,000 cannot be kept"):
+        Worker(parcel)
 
 
 def test_memory_is_limited_and_given_back():
