@@ -6,8 +6,7 @@ Uniform plans at 8-bit activations are built and simulated on the host; each run
 files on test images of Fashion-MNIST on each CPU, where nothing but numpy and the runtime is
 needed (run_file.py). A cell is the share of images whose class is the simulation's; finished cells
 are lines of FOLDER/cells.jsonl and are not run again. ``--tests`` runs the tests marked
-``kernels`` on each CPU instead. Debian: apt-get install qemu-user. No CPU that qemu 7.2 emulates
-has VNNI.
+``kernels`` on each CPU instead. Debian: apt-get install qemu-user.
 
 Networks without a teacher in experiments/teachers are trained for a few minutes into the folder.
 
@@ -145,28 +144,33 @@ def launcher(cpu: str, arm_root: Path) -> tuple[list[str], dict[str, str]]:
     return ["qemu-x86_64", "-cpu", cpu, str(Path(sys.executable).resolve())], environment
 
 
+def run_file(cpu: str, runtime: str, path: Path, images: Path, arm_root: Path) -> np.ndarray:
+    """Return what a file answers on a CPU; raise RuntimeError with the last line of its error."""
+    command, environment = launcher(cpu, arm_root)
+    outputs = images.with_name("outputs.npy")
+    done = subprocess.run(
+        [*command, *map(str, [_HERE / "run_file.py", runtime, path, images, outputs])],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if "TCG doesn't support" not in line]
+        raise RuntimeError(" ".join(lines[-1:])[:200])
+    return np.load(outputs)
+
+
 def run_cell(cell: dict[str, object], options: argparse.Namespace) -> dict[str, object]:
     """Return a cell with what one file answers on one CPU, or why it does not."""
     name, bits, runtime = str(cell["network"]), int(str(cell["bits"])), str(cell["runtime"])
-    command, environment = launcher(str(cell["cpu"]), options.arm_root)
     folder: Path = options.folder
-    outputs = folder / "outputs.npy"
-    outputs.unlink(missing_ok=True)
-    arguments = [
-        runtime,
-        _file(folder, name, bits, runtime),
-        folder / f"images_{options.images}.npy",
-    ]
     start = time.perf_counter()
-    done = subprocess.run(
-        [*command, *map(str, [_HERE / "run_file.py", *arguments, outputs])],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    try:
+        found = run_file(
+            str(cell["cpu"]), runtime, _file(folder, name, bits, runtime),
+            folder / f"images_{options.images}.npy", options.arm_root,
+        )  # fmt: skip
+    except RuntimeError as error:
+        return {**cell, "seconds": round(time.perf_counter() - start, 1), "error": str(error)}
     seconds = round(time.perf_counter() - start, 1)
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "TCG doesn't support" not in line]
-        return {**cell, "seconds": seconds, "error": " ".join(lines[-1:])[:200]}
-    found = np.load(outputs)
     simulated = np.load(_simulated(folder, name, bits, runtime, options.images))
     alike = float((found.argmax(1) == simulated.argmax(1)).mean())
     error = float(np.sqrt(np.mean((found - simulated) ** 2)) / simulated.std())
