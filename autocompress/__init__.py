@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autocompress.api import Run, open_run, search, search_config, status
+    from autocompress.core.budget import Budget
+    from autocompress.core.plan import Plan
+    from autocompress.core.score import Score
+    from autocompress.core.space import SearchSpace, SpaceTemplate
     from autocompress.errors import AutocompressError
-    from autocompress.measuring import bench, bench_all, calibrate
     from autocompress.report.front import Front, Pick
-    from autocompress.spec.budget import Budget
-    from autocompress.spec.plan import Plan
-    from autocompress.spec.score import Score
-    from autocompress.spec.space import SearchSpace, SpaceTemplate
+    from autocompress.run.bench import bench, bench_all, calibrate
     from autocompress.tasks.base import Task
 
 __version__ = "0.1.0"
@@ -40,12 +40,12 @@ __all__ = [
 _MODULES = {
     "autocompress.api": ("Run", "open_run", "search", "search_config", "status"),
     "autocompress.errors": ("AutocompressError",),
-    "autocompress.measuring": ("bench", "bench_all", "calibrate"),
+    "autocompress.run.bench": ("bench", "bench_all", "calibrate"),
     "autocompress.report.front": ("Front", "Pick"),
-    "autocompress.spec.budget": ("Budget",),
-    "autocompress.spec.plan": ("Plan",),
-    "autocompress.spec.score": ("Score",),
-    "autocompress.spec.space": ("SearchSpace", "SpaceTemplate"),
+    "autocompress.core.budget": ("Budget",),
+    "autocompress.core.plan": ("Plan",),
+    "autocompress.core.score": ("Score",),
+    "autocompress.core.space": ("SearchSpace", "SpaceTemplate"),
     "autocompress.tasks.base": ("Task",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

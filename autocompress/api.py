@@ -7,16 +7,30 @@ from typing import Any
 
 import numpy as np
 
-from autocompress.cost.calibrate import calibration_path, load_calibration
-from autocompress.cost.device import read_device
+from autocompress.core.budget import Budget
+from autocompress.core.config import Config
+from autocompress.core.execution import Execution
+from autocompress.core.score import Score, check_objectives
+from autocompress.core.space import SpaceTemplate
 from autocompress.cost.estimate import Estimator
+from autocompress.cost.fit_latency import calibration_path, load_calibration
+from autocompress.cost.hardware import read_device
+from autocompress.engine.progress import Progress, ProgressCallback
+from autocompress.engine.store import Place, public_url, whole_url
+from autocompress.engine.study import read_study
 from autocompress.errors import (
     ConfigError,
     InputError,
     RunError,
     TaskError,
 )
-from autocompress.launching import (
+from autocompress.models.trace import trace
+from autocompress.registry import find_space, make_task
+from autocompress.report.front import Front
+from autocompress.report.receipt import Receipt
+from autocompress.report.status import Status
+from autocompress.run.explain import explain
+from autocompress.run.launch import (
     Launched,
     complete,
     launch,
@@ -25,23 +39,9 @@ from autocompress.launching import (
     target_of,
     write_front,
 )
-from autocompress.models.trace import trace
-from autocompress.names import find_space, make_task
-from autocompress.report.front import Front
-from autocompress.report.receipt import Receipt
-from autocompress.report.status import Status
-from autocompress.searching.explain import explain
-from autocompress.searching.progress import Progress, ProgressCallback
-from autocompress.searching.status import look
-from autocompress.searching.store import Place, public_url, whole_url
-from autocompress.searching.study import read_study
-from autocompress.spec.budget import Budget
-from autocompress.spec.config import Config
-from autocompress.spec.execution import Execution
-from autocompress.spec.score import Score, check_objectives
-from autocompress.spec.space import SpaceTemplate
+from autocompress.run.status import look
 from autocompress.tasks.base import Task
-from autocompress.transforms.compress import Compressor
+from autocompress.transforms.compressor import Compressor
 from autocompress.transforms.options import Options
 
 __all__ = ["Run", "open_run", "search", "search_config", "status"]

@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from autocompress.arguments import Parser, make_parser
+from autocompress.cli_parser import Parser, make_parser
 from autocompress.errors import AutocompressError, NoModelError, unknown
 
 if TYPE_CHECKING:
     import tqdm
 
     from autocompress.api import Run
+    from autocompress.engine.progress import Progress
     from autocompress.report.front import Front
-    from autocompress.searching.progress import Progress
 
 __all__ = ["main"]
 
@@ -316,18 +316,18 @@ def _verify(parsed: argparse.Namespace) -> int:
 
 
 def _bench(parsed: argparse.Namespace) -> int:
-    from autocompress import measuring
     from autocompress.report.timings import side_by_side, timing_text
+    from autocompress.run import bench
 
     options = {"threads": parsed.threads, "reference": parsed.reference}
     if parsed.runtime == "all":
-        found = measuring.bench_all(parsed.file, **options)
+        found = bench.bench_all(parsed.file, **options)
         print(side_by_side(found))
         if any(not isinstance(timing, Exception) for timing in found.values()):
             return 0
         rule = "A file must run in one runtime at least"
         return _complain(AutocompressError(f"{rule}: {parsed.file} runs in none."), 2)
-    timing = measuring.bench(parsed.file, runtime=parsed.runtime, **options)
+    timing = bench.bench(parsed.file, runtime=parsed.runtime, **options)
     print(timing_text(timing, parsed.threads, beside=parsed.reference is not None))
     return 0
 
@@ -335,8 +335,8 @@ def _bench(parsed: argparse.Namespace) -> int:
 def _calibrate(parsed: argparse.Namespace) -> int:
     import tqdm
 
-    from autocompress import measuring
     from autocompress.report.timings import calibration_text
+    from autocompress.run import bench
 
     with contextlib.ExitStack() as screen:
         bars: list[tqdm.tqdm[NoReturn]] = []
@@ -350,7 +350,7 @@ def _calibrate(parsed: argparse.Namespace) -> int:
                 bars.append(screen.enter_context(bar))
             bars[0].update(int(100 * part) - bars[0].n)
 
-        made = measuring.calibrate_config(
+        made = bench.calibrate_config(
             parsed.config,
             target=parsed.target,
             threads=parsed.threads,

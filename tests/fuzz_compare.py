@@ -11,13 +11,13 @@ import numpy as np
 import onnxruntime
 import torch
 
+from autocompress.core.plan import Plan
 from autocompress.errors import AutocompressError
 from autocompress.models.network import Network
 from autocompress.models.trace import trace
-from autocompress.spec.plan import Plan
 from autocompress.targets import TARGETS
 from autocompress.targets.base import Array, Builder, Target
-from autocompress.transforms.compress import Compressed, Compressor
+from autocompress.transforms.compressor import Compressed, Compressor
 from tests.fuzz_networks import Case, make_case, random_plan, uniform_plan
 
 __all__ = ["Failure", "check_case", "exact", "rms"]

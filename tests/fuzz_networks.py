@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autocompress.core.plan import Plan
 from autocompress.models.network import Network
-from autocompress.spec.plan import Plan
 from tests.fuzz_parts import PARTS, Part
 
 __all__ = ["EXAMPLES", "Case", "make_case", "random_plan", "uniform_plan"]

@@ -20,8 +20,9 @@ import torch
 from torch import nn
 
 import autocompress as ac
-from autocompress.cost import calibrate as calibrating
-from autocompress.cost.calibrate import Calibration
+from autocompress.cost import fit_latency as calibrating
+from autocompress.cost.fit_latency import Calibration
+from autocompress.engine import prepare
 from autocompress.errors import (
     ArtifactError,
     AutocompressError,
@@ -31,7 +32,6 @@ from autocompress.errors import (
     SpaceError,
     TaskError,
 )
-from autocompress.searching import prepare
 from autocompress.targets.null import Null
 from autocompress.tasks.base import accuracy_of
 

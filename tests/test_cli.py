@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autocompress import api, cli, measuring
-from autocompress.cost.calibrate import Calibration
+from autocompress import api, cli
+from autocompress.core.budget import Budget
+from autocompress.cost.fit_latency import Calibration
+from autocompress.engine.progress import Progress
 from autocompress.errors import (
     ArtifactError,
     ConfigError,
@@ -23,17 +25,16 @@ from autocompress.errors import (
     TraceError,
     TrialError,
 )
-from autocompress.measuring import Calibrated
 from autocompress.report.front import Front
 from autocompress.report.receipt import Receipt
-from autocompress.searching.progress import Progress
-from autocompress.spec.budget import Budget
+from autocompress.run import bench as benchmarks
+from autocompress.run.bench import Calibrated
 from autocompress.targets.checkfile import Check
 from autocompress.targets.timing import Timing
 from tests.report.made_up import failure, files, front, score, study
 from tests.report.test_receipt import LINES
+from tests.run.test_bench import write
 from tests.test_api import SPACE
-from tests.test_measuring import write
 from tests.waiting import FAR
 
 
@@ -354,7 +355,7 @@ def test_bench_prints_the_interval_and_the_reference(monkeypatch, capsys):
         calls.append((path, threads, reference, runtime))
         return timing_of() if threads == 1 else timing_of(clock="wall")
 
-    monkeypatch.setattr(measuring, "bench", bench)
+    monkeypatch.setattr(benchmarks, "bench", bench)
     assert cli.main(["bench", "a.onnx"]) == 0
     text = capsys.readouterr().out
     assert text == (
@@ -370,7 +371,7 @@ def test_bench_prints_the_interval_and_the_reference(monkeypatch, capsys):
         (Path("a.onnx"), 1, None, "onnxruntime"),
         (Path("a.onnx"), 2, Path("b.onnx"), "openvino"),
     ]
-    monkeypatch.setattr(measuring, "bench", lambda *_, **__: timing_of(agree=False))
+    monkeypatch.setattr(benchmarks, "bench", lambda *_, **__: timing_of(agree=False))
     assert cli.main(["bench", "a.onnx"]) == 0
     assert "clocks disagree: other threads work too" in capsys.readouterr().out
 
@@ -386,7 +387,7 @@ def test_bench_lays_all_runtimes_side_by_side(monkeypatch, capsys):
         calls.append((path, threads, reference))
         return found
 
-    monkeypatch.setattr(measuring, "bench_all", bench_all)
+    monkeypatch.setattr(benchmarks, "bench_all", bench_all)
     given = "bench a.onnx --runtime all --threads 2 --reference b.onnx"
     assert cli.main(given.split()) == 0
     assert calls == [(Path("a.onnx"), 2, Path("b.onnx"))]
@@ -403,9 +404,9 @@ def test_bench_lays_all_runtimes_side_by_side(monkeypatch, capsys):
 def short_bench(monkeypatch):
     """Let the real benchmarks take a moment."""
     for name in ("bench", "bench_all"):
-        whole = getattr(measuring, name)
+        whole = getattr(benchmarks, name)
         monkeypatch.setattr(
-            measuring, name, lambda *a, w=whole, **k: w(*a, **{"seconds": 0.02, **k})
+            benchmarks, name, lambda *a, w=whole, **k: w(*a, **{"seconds": 0.02, **k})
         )
 
 
@@ -457,7 +458,7 @@ def test_calibrate_prints_the_errors_and_the_place(monkeypatch, capsys):
             Path("cache/x.json"), 41, errors, "the latency calibration was of another"
         )
 
-    monkeypatch.setattr(measuring, "calibrate_config", calibrate_config)
+    monkeypatch.setattr(benchmarks, "calibrate_config", calibrate_config)
     given = "calibrate c.toml --target openvino --threads 2 --seconds 7.5"
     assert cli.main(given.split()) == 0
     captured = capsys.readouterr()
@@ -493,7 +494,7 @@ def test_bad_input_is_one_line_and_status_2(error, monkeypatch, capsys):
     for name in ("search_config", "open_run", "status"):
         monkeypatch.setattr(api, name, fail)
     for name in ("bench", "bench_all", "calibrate_config"):
-        monkeypatch.setattr(measuring, name, fail)
+        monkeypatch.setattr(benchmarks, name, fail)
     monkeypatch.setattr("autocompress.targets.check.verify", fail)
     for command in COMMANDS:
         more = ["--trial", "1"] if command == "explain" else []
@@ -566,7 +567,7 @@ def test_the_package_that_more_workers_need_is_named(tmp_path, monkeypatch, caps
     Path("c.toml").write_text('[task]\nname = "digits"\n[target]\nname = "null"\n')
     for name in [name for name in sys.modules if name.partition(".")[0] == "ray"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delitem(sys.modules, "autocompress.searching.executors.tuned", raising=False)
+    monkeypatch.delitem(sys.modules, "autocompress.engine.executors.ray_tune", raising=False)
     monkeypatch.setitem(sys.modules, "ray", None)
     assert cli.main(["search", "c.toml", "--workers", "2"]) == 2
     one_error_line(capsys.readouterr(), "pip install 'autocompress[ray]'")
@@ -731,7 +732,7 @@ def test_calibrate_and_explain_from_end_to_end(config, tmp_path, capsys):
 
 
 def test_explain_of_a_failed_trial_is_one_line(config, tmp_path, monkeypatch, capsys):
-    from autocompress.searching.evaluate import Evaluator
+    from autocompress.engine.evaluator import Evaluator
 
     figures, calls = Evaluator._figures, []
 

@@ -11,9 +11,9 @@ import sys
 import pytest
 
 import autocompress as ac
-from autocompress.searching import locks
-from autocompress.searching.executors.markers import marked, work_folder
-from autocompress.searching.executors.reaper import reaped
+from autocompress.engine.executors.heartbeats import marked, work_folder
+from autocompress.engine.executors.reaper import reaped
+from autocompress.run import locks
 from autocompress.targets.timing import _host_lock
 
 # Takes parts away, runs command lines, and prints their exit statuses and what they said.

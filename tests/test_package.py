@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import autocompress as ac
-from autocompress.cost.device import device_names
+from autocompress.cost.hardware import device_names
 
 ROOT = Path(__file__).parent.parent
 

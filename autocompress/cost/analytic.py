@@ -8,7 +8,7 @@ for each memory (Ilic, Pratas & Sousa, IEEE Computer Architecture Letters 13(1),
 import math
 from dataclasses import dataclass
 
-from autocompress.cost.device import Device
+from autocompress.cost.hardware import Device
 from autocompress.cost.memory import live_bytes
 from autocompress.cost.workload import Op, Workload
 from autocompress.errors import InputError

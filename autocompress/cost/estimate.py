@@ -4,19 +4,19 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from autocompress.core.abilities import Abilities
+from autocompress.core.budget import Budget
+from autocompress.core.plan import Plan
 from autocompress.cost import analytic
-from autocompress.cost.device import Device
-from autocompress.cost.latency import LatencyModel, Prediction
+from autocompress.cost.hardware import Device
+from autocompress.cost.latency_model import LatencyModel, Prediction
+from autocompress.cost.latency_terms import Term, placed, terms
 from autocompress.cost.memory import peak_activation_bytes
-from autocompress.cost.terms import Term, placed, terms
 from autocompress.cost.workload import Workload, workload
 from autocompress.models.network import Network
-from autocompress.spec.abilities import Abilities
-from autocompress.spec.budget import Budget
-from autocompress.spec.plan import Plan
 from autocompress.targets.base import Builder
-from autocompress.transforms.compress import Compressed, Options
-from autocompress.transforms.sketch import sketch
+from autocompress.transforms.compressor import Compressed, Options
+from autocompress.transforms.dry_run import sketch
 
 __all__ = ["Estimate", "Estimator", "Lesson"]
 

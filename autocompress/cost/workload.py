@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from autocompress.core.abilities import Abilities
 from autocompress.cost.shapes import Shaped, shapes_of
 from autocompress.models.network import Layer
-from autocompress.spec.abilities import Abilities
-from autocompress.transforms.compress import Compressed, QuantizedWeight
-from autocompress.transforms.edges import chain_end
+from autocompress.transforms.compressor import Compressed, QuantizedWeight
+from autocompress.transforms.quantize.placement import chain_end
 
 __all__ = ["Op", "Value", "Workload", "workload"]
 

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Networks: tracing, the layer table, channel groups, and light student architectures."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from autocompress.errors import PlanError, unknown
-from autocompress.models.groups import Groups, Unit, find_groups
+from autocompress.models.channels.groups import Groups, Unit, find_groups
 from autocompress.models.plain import graph_of, plain
 
 __all__ = ["Layer", "Network", "Observer"]

@@ -17,7 +17,7 @@ from torch.export.graph_signature import OutputKind
 from torch.fx.operator_schemas import normalize_function
 
 from autocompress.errors import TraceError
-from autocompress.models.channel_moves import canonical
+from autocompress.models.channels.moves import canonical
 from autocompress.models.network import Layer, Network
 
 __all__ = ["LAYER_OPS", "silence", "trace"]

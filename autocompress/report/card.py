@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import autocompress
-from autocompress.report import words
-from autocompress.spec.plan import KNOBS, split_name
-from autocompress.spec.score import Score
+from autocompress.core.plan import KNOBS, split_name
+from autocompress.core.score import Score
+from autocompress.report import formatting
 
 __all__ = ["card", "card_data"]
 
@@ -41,7 +41,7 @@ _FIGURES = (
 
 def _code(text: str) -> str:
     """Return a text as inline code that stays inside its table cell."""
-    return "`" + words.one_line(text).replace("`", "'").replace("|", "\\|") + "`"
+    return "`" + formatting.one_line(text).replace("`", "'").replace("|", "\\|") + "`"
 
 
 def _figures(score: Score) -> dict[str, float]:
@@ -77,7 +77,7 @@ def card(score: Score, reference: Score | None, file_name: str) -> str:
     ``reference`` is the uncompressed model's score. Accuracies are fractions of the validation
     and the test split, named as such, with 95 % intervals.
     """
-    kind = f" It is the baseline “{words.one_line(score.baseline)}”." if score.baseline else ""
+    kind = f" It is the baseline “{formatting.one_line(score.baseline)}”." if score.baseline else ""
     parts = [
         f"# {_code(file_name)}",
         f"A network compressed by autocompress {autocompress.__version__} (trial {score.trial}) "
@@ -97,7 +97,7 @@ def _figure_table(score: Score, reference: Score | None) -> str:
     ) -> Callable[[Score], str]:
         def cell(of: Score) -> str:
             value = write(getattr(of, name))
-            between = words.interval(getattr(of, low), getattr(of, high), write)
+            between = formatting.interval(getattr(of, low), getattr(of, high), write)
             return f"{value} ({between})" if value and between else value
 
         return cell
@@ -111,20 +111,20 @@ def _figure_table(score: Score, reference: Score | None) -> str:
 
     lines: dict[str, Callable[[Score], str]] = {
         "validation accuracy (95 %)": with_interval(
-            "accuracy", "accuracy_low", "accuracy_high", words.accuracy
+            "accuracy", "accuracy_low", "accuracy_high", formatting.accuracy
         ),
         "test accuracy (95 %)": with_interval(
-            "test_accuracy", "test_low", "test_high", words.accuracy
+            "test_accuracy", "test_low", "test_high", formatting.accuracy
         ),
         "size, bytes": whole("size_bytes"),
         "latency, ms (95 %)": with_interval(
-            "latency_ms", "latency_low_ms", "latency_high_ms", words.milliseconds
+            "latency_ms", "latency_low_ms", "latency_high_ms", formatting.milliseconds
         ),
-        "load time, ms": lambda of: words.milliseconds(of.load_ms),
+        "load time, ms": lambda of: formatting.milliseconds(of.load_ms),
         "peak memory of loading, bytes": whole("peak_memory_bytes"),
         "multiply-adds": whole("macs"),
         "peak activation memory, bytes (by liveness)": whole("activation_bytes"),
-        "predicted on the device, ms": lambda of: words.milliseconds(of.device_latency_ms),
+        "predicted on the device, ms": lambda of: formatting.milliseconds(of.device_latency_ms),
         "predicted on the device, mJ": lambda of: (
             "" if math.isnan(of.energy_mj) else f"{of.energy_mj:.3g}"
         ),
@@ -139,8 +139,8 @@ def _figure_table(score: Score, reference: Score | None) -> str:
     text = "## Figures\n\n" + "\n".join(table)
     if reference is not None and reference.key != score.key:
         text += (
-            f"\n\nAgainst uncompressed: {words.smaller(score, reference):.2f}× smaller, validation "
-            f"accuracy {score.accuracy - reference.accuracy:+.4f}"
+            f"\n\nAgainst uncompressed: {formatting.smaller(score, reference):.2f}× smaller, "
+            f"validation accuracy {score.accuracy - reference.accuracy:+.4f}"
         )
         test = score.test_accuracy - reference.test_accuracy
         text += "." if math.isnan(test) else f", test accuracy {test:+.4f}."
@@ -190,7 +190,7 @@ def _origin(score: Score) -> str:
         [
             "## Origin\n",
             f"- target: {_code(score.target)}",
-            f"- CPU features where latency was measured: {words.one_line(cpu)}",
+            f"- CPU features where latency was measured: {formatting.one_line(cpu)}",
             f"- answers: {_ANSWERS[score.portable]}",
             f"- file against simulation: {_agreement(score)}",
             f"- training after compression: {training}; seed: {score.seed}",
@@ -202,7 +202,7 @@ def _origin(score: Score) -> str:
 
 def _agreement(score: Score) -> str:
     if score.differs:
-        return f"beware, {words.one_line(score.differs)}"
+        return f"beware, {formatting.one_line(score.differs)}"
     if math.isnan(score.difference):
         return "nobody looked"
     return f"{score.difference:.2g} of the outputs' deviation off on calibration inputs (RMS)"

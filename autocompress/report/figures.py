@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autocompress.core.files import write_whole
+from autocompress.core.score import Score
 from autocompress.errors import InputError
-from autocompress.report.words import one_line, short_name
-from autocompress.spec.files import write_whole
-from autocompress.spec.score import Score
+from autocompress.report.formatting import one_line, short_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

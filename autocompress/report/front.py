@@ -8,15 +8,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+from autocompress.core.artifact import Artifact
+from autocompress.core.budget import LIMITS, Budget
+from autocompress.core.files import write_whole
+from autocompress.core.pareto import closest_miss, non_dominated
+from autocompress.core.plan import Plan
+from autocompress.core.score import Score
 from autocompress.errors import InputError, NoModelError
 from autocompress.report.card import card, card_data
-from autocompress.report.words import figures, limits, no_model
-from autocompress.spec.artifact import Artifact
-from autocompress.spec.budget import LIMITS, Budget
-from autocompress.spec.files import write_whole
-from autocompress.spec.pareto import closest_miss, non_dominated
-from autocompress.spec.plan import Plan
-from autocompress.spec.score import Score
+from autocompress.report.formatting import figures, limits, no_model
 from autocompress.targets.check import Verified, verify
 from autocompress.targets.checkfile import check_path
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from autocompress.spec.pareto import non_dominated
-from autocompress.spec.score import OBJECTIVES, Score
+from autocompress.core.pareto import non_dominated
+from autocompress.core.score import OBJECTIVES, Score
 
 if TYPE_CHECKING:
     from autocompress.report.front import Front

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from autocompress.report import words
-from autocompress.spec.score import Score
+from autocompress.core.score import Score
+from autocompress.report import formatting
 
 __all__ = ["Line", "Receipt", "Side", "receipt_json", "receipt_text"]
 
@@ -77,7 +77,7 @@ def _cells(line: Line, device: bool) -> dict[str, str]:
     b, a = line.before or Side(), line.after
     layer, weights = bool(a.channels), b.size_bytes or a.size_bytes
     cells = {
-        "layer": words.one_line(line.name),
+        "layer": formatting.one_line(line.name),
         "kind": line.kind,
         "channels": _pair(b.channels, a.channels),
         "weight bits": _pair(f"{b.w_bits}", f"{a.w_bits}") if layer else "",
@@ -114,7 +114,7 @@ def receipt_text(receipt: Receipt) -> str:
         lines.append(
             f"measured end to end, ms: {'' if before is None else _ms(before) + ' → '}"
             f"{_ms(score.latency_ms)} "
-            f"({words.interval(score.latency_low_ms, score.latency_high_ms, words.milliseconds)})"
+            f"({formatting.interval(score.latency_low_ms, score.latency_high_ms, _ms)})"
         )
         lines += _against(receipt)
     built = "" if score.outcome == "ok" else " (predicted, not built)"

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from autocompress.report import words
+from autocompress.report import formatting
 from autocompress.report.gains import gains_text
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def rows(front: "Front", baselines: bool = True) -> list[dict[str, Any]]:
     found = []
     for pick, member in _listed(front, baselines):
         row: dict[str, Any] = {name: getattr(pick.score, name) for name in _FIELDS}
-        row["smaller"] = words.smaller(pick.score, front.reference)
+        row["smaller"] = formatting.smaller(pick.score, front.reference)
         row["on_front"] = member and front.feasible
         row["meets_budget"] = pick.score.meets(front.budget)
         for name, value in row.items():
@@ -60,22 +60,24 @@ def rows(front: "Front", baselines: bool = True) -> list[dict[str, Any]]:
 def _cells(pick: "Pick") -> dict[str, str]:
     """Return a file's figures by heading; those of a device only where the search was for one."""
     score = pick.score
-    smaller = words.smaller(score, pick.reference)
+    smaller = formatting.smaller(score, pick.reference)
     cells = {
         "trial": f"{'!' * bool(score.differs)}{score.trial}",
-        "accuracy": words.accuracy(score.accuracy),
-        "±": words.half_width(score.accuracy_low, score.accuracy_high),
-        "test": words.accuracy(score.test_accuracy),
-        "size kB": words.kilobytes(score.size_bytes),
+        "accuracy": formatting.accuracy(score.accuracy),
+        "±": formatting.half_width(score.accuracy_low, score.accuracy_high),
+        "test": formatting.accuracy(score.test_accuracy),
+        "size kB": formatting.kilobytes(score.size_bytes),
         "× smaller": "" if math.isnan(smaller) else f"{smaller:.2f}",
-        "latency ms": words.milliseconds(score.latency_ms),
-        "(95 %)": words.interval(score.latency_low_ms, score.latency_high_ms, words.milliseconds),
+        "latency ms": formatting.milliseconds(score.latency_ms),
+        "(95 %)": formatting.interval(
+            score.latency_low_ms, score.latency_high_ms, formatting.milliseconds
+        ),
     }
     if score.device:
-        cells["device ms"] = words.milliseconds(score.device_latency_ms)
+        cells["device ms"] = formatting.milliseconds(score.device_latency_ms)
         cells["device mJ"] = "" if math.isnan(score.energy_mj) else f"{score.energy_mj:.3g}"
-        cells["activations kB"] = words.kilobytes(score.activation_bytes)
-    return {**cells, "baseline": words.one_line(score.baseline)}
+        cells["activations kB"] = formatting.kilobytes(score.activation_bytes)
+    return {**cells, "baseline": formatting.one_line(score.baseline)}
 
 
 def _notes(front: "Front") -> list[str]:
@@ -87,18 +89,20 @@ def _notes(front: "Front") -> list[str]:
     listed = [pick.score for pick, _ in _listed(front, baselines=True) if pick.score.differs]
     for differs in dict.fromkeys(score.differs for score in listed):
         trials = ", ".join(f"!{score.trial}" for score in listed if score.differs == differs)
-        notes.append(f"{trials}: {words.one_line(differs)}")
+        notes.append(f"{trials}: {formatting.one_line(differs)}")
     if front.budget:
-        notes.append(f"budget: {words.limits(front.budget)}")
+        notes.append(f"budget: {formatting.limits(front.budget)}")
     device = next((score.device for score in front.measured if score.device), "")
     if device:
-        notes.append(f"on {words.one_line(device)}: predicted from its device file, not measured")
+        notes.append(
+            f"on {formatting.one_line(device)}: predicted from its device file, not measured"
+        )
     if front.over_budget:
         count = len(front.over_budget)
         notes.append(f"{count} plan{'s' * (count > 1)} predicted over budget, not built")
     failures = front.failures
     if failures:
-        last = words.one_line(failures[-1].message)
+        last = formatting.one_line(failures[-1].message)
         plural = "s" if len(failures) > 1 else ""
         notes.append(f"{len(failures)} trial{plural} failed, the last one: {last}")
     return notes
@@ -176,19 +180,21 @@ def to_json(front: "Front", baselines: bool = True) -> str:
 
 def describe(pick: "Pick") -> str:
     """Return the figures of one file as lines of plain text."""
-    score, smaller = pick.score, words.smaller(pick.score, pick.reference)
-    latency = words.interval(score.latency_low_ms, score.latency_high_ms, words.milliseconds)
-    held = words.interval(score.accuracy_low, score.accuracy_high)
-    test = words.interval(score.test_low, score.test_high)
+    score, smaller = pick.score, formatting.smaller(pick.score, pick.reference)
+    latency = formatting.interval(
+        score.latency_low_ms, score.latency_high_ms, formatting.milliseconds
+    )
+    held = formatting.interval(score.accuracy_low, score.accuracy_high)
+    test = formatting.interval(score.test_low, score.test_high)
     lines = {
-        "trial": f"{score.trial} {words.one_line(score.baseline)}".strip(),
-        "accuracy (validation)": f"{words.accuracy(score.accuracy)}  {held}",
-        "accuracy (test)": f"{words.accuracy(score.test_accuracy)}  {test}",
+        "trial": f"{score.trial} {formatting.one_line(score.baseline)}".strip(),
+        "accuracy (validation)": f"{formatting.accuracy(score.accuracy)}  {held}",
+        "accuracy (test)": f"{formatting.accuracy(score.test_accuracy)}  {test}",
         "size": f"{score.size_bytes:,.0f} bytes"
         + ("" if math.isnan(smaller) else f", {smaller:.2f}× smaller than uncompressed"),
-        "latency": f"{words.milliseconds(score.latency_ms)} ms  {latency}",
-        "device": words.on_device(score) if score.device else "",
-        "beware": words.one_line(score.differs),
+        "latency": f"{formatting.milliseconds(score.latency_ms)} ms  {latency}",
+        "device": formatting.on_device(score) if score.device else "",
+        "beware": formatting.one_line(score.differs),
         "sha256": score.sha256,
         "file": str(pick.path),
     }

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from autocompress.spec.abilities import Abilities
-from autocompress.spec.artifact import Artifact
+from autocompress.core.abilities import Abilities
+from autocompress.core.artifact import Artifact
 
 if TYPE_CHECKING:
     from autocompress.models.network import Network
-    from autocompress.transforms.compress import Compressed
+    from autocompress.transforms.compressor import Compressed
 
 __all__ = ["Array", "Builder", "OpTime", "Session", "Target"]
 

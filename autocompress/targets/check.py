@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from autocompress.core.artifact import Artifact
 from autocompress.errors import ArtifactError, ConfigError, InputError, unknown
-from autocompress.spec.artifact import Artifact
 from autocompress.targets.base import Array, Session
 from autocompress.targets.checkfile import (
     Answers,

@@ -19,17 +19,17 @@ import torch
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
+from autocompress.core.abilities import Abilities
+from autocompress.core.artifact import Artifact
+from autocompress.core.files import write_whole
 from autocompress.errors import ArtifactError
 from autocompress.models.network import Network
 from autocompress.models.plain import function, plain, whole
-from autocompress.spec.abilities import Abilities
-from autocompress.spec.artifact import Artifact
-from autocompress.spec.files import write_whole
 from autocompress.targets.base import Array, Builder, OpTime
-from autocompress.transforms.weights import Grid
+from autocompress.transforms.quantize.weights import Grid
 
 if TYPE_CHECKING:
-    from autocompress.transforms.compress import Compressed
+    from autocompress.transforms.compressor import Compressed
 
 __all__ = ["Null", "NullBuilder", "NullSession"]
 

@@ -11,12 +11,12 @@ import onnx
 import onnxruntime
 from onnx import NodeProto
 
+from autocompress.core.abilities import PORTABLE, Abilities
 from autocompress.models.network import Network
-from autocompress.spec.abilities import PORTABLE, Abilities
 from autocompress.targets.base import Array, Builder, OpTime
-from autocompress.targets.onnx_origins import Origins, is_layer, of_network
-from autocompress.targets.onnx_template import make_template
-from autocompress.targets.onnx_writer import OnnxBuilder
+from autocompress.targets.onnx.origins import Origins, is_layer, of_network
+from autocompress.targets.onnx.template import make_template
+from autocompress.targets.onnx.writer import OnnxBuilder
 from autocompress.targets.onnxruntime_session import OnnxRuntimeSession
 from autocompress.targets.probe import overflows
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
-from autocompress.targets.onnx_strip import tensor
+from autocompress.targets.onnx.strip import tensor
 
 __all__ = ["SATURATES", "overflows"]
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from autocompress.core.config import SETTINGS
 from autocompress.errors import InputError, unknown
-from autocompress.spec.config import SETTINGS
-from autocompress.transforms.observe import METHODS
+from autocompress.transforms.quantize.ranges import METHODS
 
 __all__ = ["IMPORTANCE", "Options"]
 

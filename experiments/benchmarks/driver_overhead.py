@@ -17,17 +17,17 @@ from pathlib import Path
 
 from sleeping import Sleeper, space_of
 
-from autocompress.searching.agenda import Agenda
-from autocompress.searching.driver import drive
-from autocompress.searching.executors import Serial
-from autocompress.searching.executors.tuned import Tuned
-from autocompress.searching.parameters import Parameters
-from autocompress.searching.samplers import make_sampler
-from autocompress.searching.store import Place
-from autocompress.searching.study import Study
-from autocompress.spec.budget import Budget
-from autocompress.spec.execution import Execution
-from autocompress.spec.plan import Recipe
+from autocompress.core.budget import Budget
+from autocompress.core.execution import Execution
+from autocompress.core.plan import Recipe
+from autocompress.engine.executors import Serial
+from autocompress.engine.executors.ray_tune import Tuned
+from autocompress.engine.loop import drive
+from autocompress.engine.parameters import Parameters
+from autocompress.engine.proposers import make_sampler
+from autocompress.engine.scheduler import Agenda
+from autocompress.engine.store import Place
+from autocompress.engine.study import Study
 
 
 def searched(executor, trials: int, seconds: float):
@@ -82,7 +82,7 @@ def main() -> None:
         f"two workers do {rates[2] / rates[1]:.2f} × what one does, "
         f"{rates[2] / rates[0]:.2f} × what is done without Ray"
     )
-    import autocompress.searching.driver as driver
+    import autocompress.engine.loop as driver
 
     driver.Agenda = Rungs
     scores, _ = searched(Tuned(Execution(workers=2)), n, sleep / 4)

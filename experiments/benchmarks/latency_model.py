@@ -23,17 +23,17 @@ import torch
 from results import RESULTS, replace_rows
 from scipy.stats import spearmanr
 
+from autocompress.core.plan import Plan
 from autocompress.cost import analytic
-from autocompress.cost.calibrate import Bench, calibrate, calibration_path, random_plans
-from autocompress.cost.device import read_device
+from autocompress.cost.fit_latency import Bench, calibrate, calibration_path, random_plans
+from autocompress.cost.hardware import read_device
 from autocompress.cost.workload import workload
 from autocompress.models.trace import trace
-from autocompress.names import find_space, resolve_space
-from autocompress.spec.plan import Plan
+from autocompress.registry import find_space, resolve_space
 from autocompress.targets import make_target
 from autocompress.targets.timing import cpu_model
 from autocompress.tasks.images import make_network
-from autocompress.transforms.sketch import sketch
+from autocompress.transforms.dry_run import sketch
 
 SPACE = {
     "*/keep": [0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0],

@@ -25,12 +25,12 @@ import numpy as np
 import torch
 from results import RESULTS, replace_rows
 
+from autocompress.core.plan import Plan
 from autocompress.models.students import STUDENTS
 from autocompress.models.trace import trace
-from autocompress.spec.plan import Plan
 from autocompress.targets import make_target
 from autocompress.targets.timing import cpu_model, measure, openings
-from autocompress.transforms.sketch import sketch
+from autocompress.transforms.dry_run import sketch
 
 # name: student, arguments, pixels, channels
 NETWORKS = {

@@ -7,16 +7,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from autocompress.core.plan import Plan
+from autocompress.core.space import SearchSpace
 from autocompress.cost.estimate import Estimator
+from autocompress.engine.proposers.guided.allocation import total
+from autocompress.engine.proposers.guided.cost_tables import cost_tables
+from autocompress.engine.proposers.guided.guide import Guide
+from autocompress.engine.proposers.guided.sensitivity import companions_of, groups_of, profile
+from autocompress.engine.proposers.guided.sensitivity_cache import Oracle
 from autocompress.models.trace import trace
-from autocompress.names import find_space, resolve_space
-from autocompress.searching.allocation import total
-from autocompress.searching.cost_tables import cost_tables
-from autocompress.searching.guide import Guide
-from autocompress.searching.oracle import Oracle
-from autocompress.searching.profile import companions_of, groups_of, profile
-from autocompress.spec.plan import Plan
-from autocompress.spec.space import SearchSpace
+from autocompress.registry import find_space, resolve_space
 from autocompress.targets import make_target
 from autocompress.tasks.images import make_network
 

@@ -17,14 +17,14 @@ import numpy as np
 from made_up import made_up
 from sleeping import Sleeper
 
-from autocompress.searching.driver import drive
-from autocompress.searching.executors.tuned import Tuned
-from autocompress.searching.parameters import Parameters
-from autocompress.searching.samplers import make_sampler
-from autocompress.searching.store import Place
-from autocompress.searching.study import Study
-from autocompress.spec.budget import Budget
-from autocompress.spec.execution import Execution
+from autocompress.core.budget import Budget
+from autocompress.core.execution import Execution
+from autocompress.engine.executors.ray_tune import Tuned
+from autocompress.engine.loop import drive
+from autocompress.engine.parameters import Parameters
+from autocompress.engine.proposers import make_sampler
+from autocompress.engine.store import Place
+from autocompress.engine.study import Study
 
 
 def main() -> None:

@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 from sleeping import space_of
 
-from autocompress.searching.parameters import Parameters
-from autocompress.searching.samplers import make_sampler
-from autocompress.searching.store import Place
-from autocompress.searching.study import Study, read_study
-from autocompress.spec.budget import Budget
-from autocompress.spec.plan import Recipe
-from autocompress.spec.score import Score
+from autocompress.core.budget import Budget
+from autocompress.core.plan import Recipe
+from autocompress.core.score import Score
+from autocompress.engine.parameters import Parameters
+from autocompress.engine.proposers import make_sampler
+from autocompress.engine.store import Place
+from autocompress.engine.study import Study, read_study
 
 
 def study_at(place: Place) -> Study:
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=2000)
     options = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parents[2]))
-    from tests.searching.postgres import Server, binaries
+    from tests.engine.postgres import Server, binaries
 
     with tempfile.TemporaryDirectory() as folder:
         server = Server(Path(tempfile.gettempdir())) if binaries() else None

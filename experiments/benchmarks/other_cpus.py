@@ -31,13 +31,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from autocompress.core.plan import Plan
 from autocompress.models.trace import trace
-from autocompress.spec.plan import Plan
 from autocompress.targets import make_target
 from autocompress.tasks.fashion_mnist import load
 from autocompress.tasks.images import Images, make_network
 from autocompress.train.loop import Recipe, fit
-from autocompress.transforms.compress import Compressor
+from autocompress.transforms.compressor import Compressor
 
 _HERE = Path(__file__).parent
 _TEACHERS = _HERE.parent / "teachers"

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from results import RESULTS, replace_rows
 
+from autocompress.core.plan import Plan
 from autocompress.models.network import Network
 from autocompress.models.trace import trace
-from autocompress.spec.plan import Plan
 from autocompress.targets import make_target
 from autocompress.targets.timing import cpu_features, cpu_model, measure
 from autocompress.tasks.fashion_mnist import fashion_mnist, load
-from autocompress.transforms.compress import Compressor
+from autocompress.transforms.compressor import Compressor
 
 
 def uniform(network: Network, bits: int) -> Plan:

@@ -18,21 +18,21 @@ from pathlib import Path
 import numpy as np
 from results import RESULTS, replace_rows
 
+from autocompress.core.plan import Plan
+from autocompress.core.space import SpaceTemplate
 from autocompress.cost.estimate import Estimator
+from autocompress.engine.intervals import mean_of
+from autocompress.engine.proposers.guided.allocation import solve
+from autocompress.engine.proposers.guided.cost_tables import cost_tables
+from autocompress.engine.proposers.guided.guide import Guide
+from autocompress.engine.proposers.guided.sensitivity import companions_of, groups_of, profile
+from autocompress.engine.proposers.guided.sensitivity_cache import Oracle
 from autocompress.models.trace import trace
-from autocompress.names import find_space, resolve_space
-from autocompress.searching.allocation import solve
-from autocompress.searching.cost_tables import cost_tables
-from autocompress.searching.guide import Guide
-from autocompress.searching.intervals import mean_of
-from autocompress.searching.oracle import Oracle
-from autocompress.searching.profile import companions_of, groups_of, profile
-from autocompress.spec.plan import Plan
-from autocompress.spec.space import SpaceTemplate
+from autocompress.registry import find_space, resolve_space
 from autocompress.targets import make_target
 from autocompress.tasks.fashion_mnist import fashion_mnist
-from autocompress.transforms.compress import Compressor
-from autocompress.transforms.effect import Effects
+from autocompress.transforms.compressor import Compressor
+from autocompress.transforms.sensitivity import Effects
 
 KEEPS = [k / 8 for k in range(1, 9)]
 FINE = [k / 32 for k in range(32, 0, -1)]

@@ -24,10 +24,10 @@ import time
 from pathlib import Path
 
 from autocompress.api import open_run
-from autocompress.searching.executors.markers import marked
-from autocompress.searching.store import finished
-from autocompress.spec.pareto import non_dominated
-from autocompress.spec.score import Score
+from autocompress.core.pareto import non_dominated
+from autocompress.core.score import Score
+from autocompress.engine.executors.heartbeats import marked
+from autocompress.engine.store import finished
 
 TASK = """
 import time
@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases whose name holds this")
     options = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parents[2]))
-    from tests.searching.postgres import Server, binaries
+    from tests.engine.postgres import Server, binaries
 
     generator, every, bad = random.Random(options.seed), 0, 0
     with tempfile.TemporaryDirectory(prefix="kills-") as place:

@@ -13,7 +13,7 @@ import time
 import numpy as np
 from made_up import made_up
 
-from autocompress.searching.guide import Observed
+from autocompress.engine.proposers.guided.guide import Observed
 
 
 def main() -> None:

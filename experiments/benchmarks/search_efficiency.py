@@ -31,27 +31,27 @@ import optuna
 import pandas as pd
 from results import RESULTS, replace_rows
 
-from autocompress.cost.calibrate import (
+from autocompress.core.plan import Plan, Recipe
+from autocompress.cost.estimate import Estimator
+from autocompress.cost.fit_latency import (
     calibrate,
     calibration_path,
     load_calibration,
     random_plans,
 )
-from autocompress.cost.estimate import Estimator
+from autocompress.engine.evaluator import Evaluator
+from autocompress.engine.parameters import Parameters
+from autocompress.engine.proposers import make_sampler
+from autocompress.engine.proposers.guided.cost_tables import cost_tables
+from autocompress.engine.proposers.guided.guide import Guide, Observed
+from autocompress.engine.proposers.guided.sensitivity import companions_of, groups_of, profile
+from autocompress.engine.proposers.guided.sensitivity_cache import Oracle
 from autocompress.models.trace import trace
-from autocompress.names import find_space, resolve_space
-from autocompress.searching.cost_tables import cost_tables
-from autocompress.searching.evaluate import Evaluator
-from autocompress.searching.guide import Guide, Observed
-from autocompress.searching.oracle import Oracle
-from autocompress.searching.parameters import Parameters
-from autocompress.searching.profile import companions_of, groups_of, profile
-from autocompress.searching.samplers import make_sampler
-from autocompress.spec.plan import Plan, Recipe
+from autocompress.registry import find_space, resolve_space
 from autocompress.targets import make_target
 from autocompress.tasks.fashion_mnist import fashion_mnist, load
-from autocompress.transforms.compress import Compressor
-from autocompress.transforms.effect import Effects
+from autocompress.transforms.compressor import Compressor
+from autocompress.transforms.sensitivity import Effects
 
 RUN = Path("runs/search_efficiency")
 

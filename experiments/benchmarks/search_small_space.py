@@ -15,19 +15,19 @@ from pathlib import Path
 
 import numpy as np
 
+from autocompress.core.space import SpaceTemplate
 from autocompress.cost.estimate import Estimator
+from autocompress.engine.intervals import mean_of
+from autocompress.engine.proposers.guided.cost_tables import cost_tables
+from autocompress.engine.proposers.guided.guide import Guide, Observed
+from autocompress.engine.proposers.guided.sensitivity import companions_of, groups_of, profile
+from autocompress.engine.proposers.guided.sensitivity_cache import Oracle
 from autocompress.models.trace import trace
-from autocompress.names import find_space, resolve_space
-from autocompress.searching.cost_tables import cost_tables
-from autocompress.searching.guide import Guide, Observed
-from autocompress.searching.intervals import mean_of
-from autocompress.searching.oracle import Oracle
-from autocompress.searching.profile import companions_of, groups_of, profile
-from autocompress.spec.space import SpaceTemplate
+from autocompress.registry import find_space, resolve_space
 from autocompress.targets import make_target
 from autocompress.tasks.digits import digits
-from autocompress.transforms.compress import Compressor
-from autocompress.transforms.effect import Effects
+from autocompress.transforms.compressor import Compressor
+from autocompress.transforms.sensitivity import Effects
 
 SPACE = {"*/keep": [0.5, 1.0], "*/w_bits": [2, 4, 8]}
 

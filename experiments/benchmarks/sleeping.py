@@ -7,10 +7,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from autocompress.searching.evaluate import Evaluator
-from autocompress.spec.plan import Plan, Recipe
-from autocompress.spec.score import Score
-from autocompress.spec.space import SearchSpace
+from autocompress.core.plan import Plan, Recipe
+from autocompress.core.score import Score
+from autocompress.core.space import SearchSpace
+from autocompress.engine.evaluator import Evaluator
 
 __all__ = ["Sleeper", "space_of"]
 

@@ -27,13 +27,13 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 import autocompress as ac
+from autocompress.core.plan import Plan
 from autocompress.models.trace import trace
-from autocompress.spec.plan import Plan
 from autocompress.targets import make_target
 from autocompress.targets.timing import measure
 from autocompress.tasks.base import Task
 from autocompress.tasks.fashion_mnist import fashion_mnist
-from autocompress.transforms.compress import Compressed
+from autocompress.transforms.compressor import Compressed
 
 
 class Images(CalibrationDataReader):

@@ -13,18 +13,18 @@ from pathlib import Path
 
 import numpy as np
 
+from autocompress.core.budget import Budget
+from autocompress.core.execution import Execution
+from autocompress.engine.evaluator import Evaluator
+from autocompress.engine.executors import Serial
+from autocompress.engine.executors.ray_tune import Tuned
+from autocompress.engine.loop import drive
+from autocompress.engine.parameters import Parameters
+from autocompress.engine.proposers import make_sampler
+from autocompress.engine.store import Place
+from autocompress.engine.study import Study
 from autocompress.models.trace import trace
-from autocompress.names import find_space, resolve_space
-from autocompress.searching.driver import drive
-from autocompress.searching.evaluate import Evaluator
-from autocompress.searching.executors import Serial
-from autocompress.searching.executors.tuned import Tuned
-from autocompress.searching.parameters import Parameters
-from autocompress.searching.samplers import make_sampler
-from autocompress.searching.store import Place
-from autocompress.searching.study import Study
-from autocompress.spec.budget import Budget
-from autocompress.spec.execution import Execution
+from autocompress.registry import find_space, resolve_space
 from autocompress.targets import make_target
 from autocompress.tasks.fashion_mnist import fashion_mnist
 

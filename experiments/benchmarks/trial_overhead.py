@@ -17,15 +17,15 @@ from pathlib import Path
 
 import torch
 
+from autocompress.core.budget import Budget
+from autocompress.core.plan import Recipe
+from autocompress.engine.evaluator import Evaluator
+from autocompress.engine.parameters import Parameters
+from autocompress.engine.proposers import make_sampler
+from autocompress.engine.store import Place
+from autocompress.engine.study import Study
 from autocompress.models.trace import trace
-from autocompress.names import find_space
-from autocompress.searching.evaluate import Evaluator
-from autocompress.searching.parameters import Parameters
-from autocompress.searching.samplers import make_sampler
-from autocompress.searching.store import Place
-from autocompress.searching.study import Study
-from autocompress.spec.budget import Budget
-from autocompress.spec.plan import Recipe
+from autocompress.registry import find_space
 from autocompress.targets import make_target
 from autocompress.tasks.base import Task
 from autocompress.tasks.images import make_network

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from other_cpus import launcher, run_file, teacher
 
+from autocompress.core.plan import Plan
 from autocompress.models.trace import trace
-from autocompress.spec.plan import Plan
 from autocompress.targets import make_target
 from autocompress.targets.check import make_check
 from autocompress.targets.checkfile import check_path
 from autocompress.targets.made_inputs import statistics_of
 from autocompress.tasks.fashion_mnist import load
-from autocompress.transforms.compress import Compressor
+from autocompress.transforms.compressor import Compressor
 
 _VARIANTS = ((8, False), (8, True), (4, True))
 

@@ -4,15 +4,15 @@ import random
 
 import pytest
 
+from autocompress.core.plan import Plan
 from autocompress.cost.analytic import energy_mj, latency_ms, roofline
-from autocompress.cost.device import Device, device_names, read_device
+from autocompress.cost.hardware import Device, device_names, read_device
 from autocompress.cost.workload import Op, Value, Workload, workload
 from autocompress.errors import InputError
 from autocompress.models.network import Network
 from autocompress.models.students import STUDENTS
-from autocompress.spec.plan import Plan
 from autocompress.targets import TARGETS
-from autocompress.transforms.sketch import sketch
+from autocompress.transforms.dry_run import sketch
 from tests.cost.test_workload import net_of, settings
 
 ORT = TARGETS["onnxruntime"]().abilities

@@ -9,23 +9,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from autocompress.core.budget import Budget
+from autocompress.core.plan import Plan
+from autocompress.core.space import SearchSpace
 from autocompress.cost import analytic
-from autocompress.cost.calibrate import random_plans
-from autocompress.cost.device import read_device
 from autocompress.cost.estimate import Estimate, Estimator
-from autocompress.cost.latency import LatencyModel, Prediction
+from autocompress.cost.fit_latency import random_plans
+from autocompress.cost.hardware import read_device
+from autocompress.cost.latency_model import LatencyModel, Prediction
+from autocompress.cost.latency_terms import terms
 from autocompress.cost.memory import peak_activation_bytes
-from autocompress.cost.terms import terms
 from autocompress.cost.workload import workload
 from autocompress.models.network import Network
 from autocompress.models.trace import trace
-from autocompress.spec.budget import Budget
-from autocompress.spec.plan import Plan
-from autocompress.spec.space import SearchSpace
 from autocompress.targets import TARGETS
-from autocompress.transforms.compress import Compressor
+from autocompress.transforms.compressor import Compressor
+from autocompress.transforms.dry_run import sketch
 from autocompress.transforms.options import Options
-from autocompress.transforms.sketch import sketch
 from tests.targets.support import Attention, Residual, Shuffled, builder, network
 from tests.transforms.nets import Residual as Trained
 from tests.transforms.nets import calibration, trained

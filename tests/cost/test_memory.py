@@ -5,12 +5,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from autocompress.core.plan import Plan
 from autocompress.cost.memory import live_bytes, peak_activation_bytes, peak_operator
 from autocompress.cost.workload import Op, Value, Workload, workload
 from autocompress.models.trace import trace
-from autocompress.spec.plan import Plan
 from autocompress.targets import TARGETS
-from autocompress.transforms.sketch import sketch
+from autocompress.transforms.dry_run import sketch
 
 ORT = TARGETS["onnxruntime"]().abilities
 

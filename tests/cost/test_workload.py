@@ -9,15 +9,15 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from autocompress.core.abilities import Abilities
+from autocompress.core.plan import Plan
 from autocompress.cost import shapes as module
 from autocompress.cost.workload import Workload, workload
 from autocompress.models.network import Network
 from autocompress.models.students import STUDENTS
 from autocompress.models.trace import trace
-from autocompress.spec.abilities import Abilities
-from autocompress.spec.plan import Plan
 from autocompress.targets import TARGETS
-from autocompress.transforms.sketch import sketch
+from autocompress.transforms.dry_run import sketch
 from tests.targets.support import Attention, Residual, Shuffled, network
 
 ORT = TARGETS["onnxruntime"]().abilities

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autocompress.models.channel_walk import canonical
+from autocompress.models.channels.walk import canonical
 from autocompress.models.network import Network
 from autocompress.models.trace import trace
 

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autocompress.models.channel_ids import Book, Ids
-from autocompress.models.channel_moves import canonical
+from autocompress.models.channels.ids import Book, Ids
+from autocompress.models.channels.moves import canonical
 from autocompress.models.network import Network
 from autocompress.models.trace import trace
 from tests.models.group_nets import choose, masked, prune, traced

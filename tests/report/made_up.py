@@ -5,10 +5,10 @@ import math
 import random
 from dataclasses import replace
 
+from autocompress.core.budget import Budget
+from autocompress.core.plan import Plan, Recipe
+from autocompress.core.score import Score
 from autocompress.report.front import Front
-from autocompress.spec.budget import Budget
-from autocompress.spec.plan import Plan, Recipe
-from autocompress.spec.score import Score
 
 
 def score(trial, accuracy=0.9, size=1000.0, latency=1.0, **others):

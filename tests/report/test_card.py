@@ -8,8 +8,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from autocompress.core.plan import Plan, Recipe
 from autocompress.report.card import card, card_data
-from autocompress.spec.plan import Plan, Recipe
 from tests.report.made_up import score, study, with_tests
 
 UNCOMPRESSED, *_ = with_tests(study(20), {0})

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
+from autocompress.core.budget import Budget
 from autocompress.errors import InputError
-from autocompress.spec.budget import Budget
 from tests.report.made_up import failure, front, score, study, with_tests
 
 BOTH = Budget(latency_ms=0.8, max_size_bytes=250_000)

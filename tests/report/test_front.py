@@ -6,8 +6,8 @@ from html.parser import HTMLParser
 
 import pytest
 
+from autocompress.core.budget import Budget
 from autocompress.errors import ArtifactError, InputError, NoModelError
-from autocompress.spec.budget import Budget
 from autocompress.targets.checkfile import check_path
 from tests.report.made_up import failure, files, front, score, study, with_tests
 

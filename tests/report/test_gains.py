@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
+from autocompress.core.budget import Budget
 from autocompress.report.front import Front
 from autocompress.report.gains import gain_over_uniform, gains_text
 from autocompress.report.tables import text_table
-from autocompress.spec.budget import Budget
 from tests.report.made_up import score
 
 UNIFORM = [

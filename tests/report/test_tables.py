@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from autocompress.core.budget import Budget
 from autocompress.report.tables import (
     COLUMNS,
     describe,
@@ -15,7 +16,6 @@ from autocompress.report.tables import (
     to_csv,
     to_json,
 )
-from autocompress.spec.budget import Budget
 from tests.report.made_up import failure, front, score, study, with_tests
 
 

@@ -11,14 +11,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from autocompress.core.abilities import PORTABLE, Abilities
+from autocompress.core.plan import Plan
 from autocompress.models.network import Network
 from autocompress.models.trace import trace
-from autocompress.spec.abilities import PORTABLE, Abilities
-from autocompress.spec.plan import Plan
 from autocompress.targets import TARGETS
 from autocompress.targets.base import Builder
-from autocompress.transforms.compress import ActivationRange, Compressed, QuantizedWeight
-from autocompress.transforms.edges import rounded_tensors
+from autocompress.transforms.compressor import ActivationRange, Compressed, QuantizedWeight
+from autocompress.transforms.quantize.placement import rounded_tensors
 
 
 class Residual(nn.Module):

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from autocompress.core.artifact import Artifact
+from autocompress.core.plan import Plan
 from autocompress.errors import ConfigError, InputError
-from autocompress.spec.artifact import Artifact
-from autocompress.spec.plan import Plan
 from autocompress.targets import make_target
 from autocompress.targets.check import make_check, verified_json, verified_text, verify
 from autocompress.targets.checkfile import Check, check_path
 from autocompress.targets.made_inputs import InputStatistics, inputs_like, statistics_of
-from autocompress.transforms.compress import Compressed
+from autocompress.transforms.compressor import Compressed
 from tests.targets.support import builder, inputs, residual, rounded
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from autocompress.core.artifact import Artifact
+from autocompress.core.plan import Plan
 from autocompress.errors import ArtifactError, ConfigError, InputError
 from autocompress.models.network import Network
-from autocompress.spec.artifact import Artifact
-from autocompress.spec.plan import Plan
 from autocompress.targets import TARGETS, make_target
 from autocompress.targets.timing import measure
-from autocompress.transforms.sketch import sketch
+from autocompress.transforms.dry_run import sketch
 from tests.targets.support import (
     NETS,
     builder,

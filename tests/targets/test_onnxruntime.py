@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import nn
 
+from autocompress.core.plan import Plan
 from autocompress.errors import ArtifactError
 from autocompress.models.network import Network
 from autocompress.models.trace import trace
-from autocompress.spec.plan import Plan
 from autocompress.targets.onnxruntime import OnnxRuntime
-from autocompress.transforms.compress import ActivationRange, Compressor
+from autocompress.transforms.compressor import ActivationRange, Compressor
 from tests.targets.support import (
     NETS,
     Residual,

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
+from autocompress.core.plan import Plan
 from autocompress.errors import ArtifactError, ConfigError
 from autocompress.models.network import Network
 from autocompress.models.trace import trace
-from autocompress.spec.plan import Plan
 from autocompress.targets import make_target
 from autocompress.targets.timing import measure
-from autocompress.transforms.compress import Compressor
+from autocompress.transforms.compressor import Compressor
 from tests.targets.support import (
     NETS,
     Residual,

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from autocompress.core.abilities import PORTABLE
+from autocompress.core.plan import Plan
 from autocompress.models.network import Network
 from autocompress.models.trace import trace
-from autocompress.spec.abilities import PORTABLE
-from autocompress.spec.plan import Plan
 from autocompress.targets import make_target
-from autocompress.transforms.compress import Compressed, Compressor
-from autocompress.transforms.weights import QuantizedWeight
+from autocompress.transforms.compressor import Compressed, Compressor
+from autocompress.transforms.quantize.weights import QuantizedWeight
 from tests.targets.support import NETS, network
 
 pytestmark = pytest.mark.kernels

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from autocompress.core.abilities import PORTABLE, Abilities
 from autocompress.models.network import Network
 from autocompress.models.trace import trace
-from autocompress.spec.abilities import PORTABLE, Abilities
 
 BITS = (2, 3, 4, 5, 6, 7, 8, 16, 32)
 PLAIN = Abilities(BITS, (8, 32))

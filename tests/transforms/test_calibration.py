@@ -15,10 +15,10 @@ from onnxruntime.quantization import (
 )
 from torch import Tensor, nn
 
+from autocompress.core.plan import Plan
 from autocompress.models.network import Network
 from autocompress.models.trace import trace
-from autocompress.spec.plan import Plan
-from autocompress.transforms.compress import Compressor
+from autocompress.transforms.compressor import Compressor
 from autocompress.transforms.options import Options
 from tests.transforms.nets import EDGES
 

@@ -1,0 +1,80 @@
+"""The driver: baselines first, then what the sampler proposes, until the trials are done."""
+
+import math
+import re
+
+from autocompress.engine.evaluator import Evaluator
+from autocompress.engine.executors import Executor, Serial
+from autocompress.engine.executors.heartbeats import work_folder
+from autocompress.engine.progress import Progress, ProgressCallback
+from autocompress.engine.proposers.guided.sensitivity_cache import Oracle
+from autocompress.engine.scheduler import Agenda
+from autocompress.engine.study import Study
+from autocompress.errors import AutocompressError
+from autocompress.report.front import Front
+
+__all__ = ["drive", "finish", "tidy"]
+
+
+def drive(
+    study: Study,
+    evaluator: Evaluator,
+    trials: int,
+    progress: ProgressCallback,
+    *,
+    executor: Executor | None = None,
+    until_converged: bool = False,
+    oracle: Oracle | None = None,
+) -> str:
+    """Search until ``trials`` scores exist (:class:`Agenda`); return why it ended early, or "".
+
+    ``executor``: what evaluates the plans, by default this process, one after another;
+    ``oracle``: what the sampler asks.
+    """
+    tidy(study, evaluator)
+    agenda = Agenda(
+        study, evaluator, trials, progress, until_converged=until_converged, oracle=oracle
+    )
+    with work_folder(evaluator.directory):
+        (executor or Serial()).run(agenda, evaluator)
+    return agenda.note
+
+
+def tidy(study: Study, evaluator: Evaluator) -> None:
+    """Remove what a killed driver left among the artifacts: drafts, and files without a score."""
+    known = {score.artifact for score in study.scores} | {evaluator.reference_path.name}
+    for path in (evaluator.directory / "artifacts").glob("*"):
+        own = re.fullmatch(r"([0-9a-f]{16}\.\w+)(\.check\.npz)?", path.name)
+        if (own and own.group(1) not in known) or re.fullmatch(
+            r"\.[0-9a-f]{16}\..*\.tmp", path.name
+        ):
+            path.unlink(missing_ok=True)
+
+
+def finish(study: Study, evaluator: "Evaluator", progress: ProgressCallback) -> str:
+    """Build again what files are missing or damaged, and score the front on the test split.
+
+    Members of the front, or the closest miss, and the baselines are scored, each once. Returns a
+    note about what could not be done, or "".
+    """
+    front = Front(study.scores, study.objectives, study.budget, evaluator.directory)
+    note = ""
+    for pick in front.picks:
+        try:
+            evaluator.restore(pick)
+        except AutocompressError as error:
+            note = note or f"trial {pick.score.trial}: {error}"
+    if evaluator.task.test is None:
+        return note
+    picks = {p.score.trial: p for p in (*front.members, *front.baselines)}
+    for done, pick in enumerate(picks.values()):
+        progress(Progress(done, len(picks), what="test scores"))
+        if not math.isnan(pick.score.test_accuracy):
+            continue
+        try:
+            study.add_test(pick.score, evaluator.test(pick))
+        except Exception as error:  # the user's test raises what it likes
+            kind = "" if isinstance(error, AutocompressError) else f"{type(error).__name__}: "
+            note = note or f"trial {pick.score.trial} has no test score: {kind}{error}"
+    progress(Progress(len(picks), len(picks), what="test scores"))
+    return note

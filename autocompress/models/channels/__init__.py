@@ -1,0 +1,1 @@
+"""Channel groups: which channels can only be removed together."""

@@ -1,0 +1,1 @@
+"""One run directory: launching a search in it, locks, status, receipts, benchmarks."""

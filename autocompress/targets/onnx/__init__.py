@@ -1,0 +1,1 @@
+"""ONNX files: one export, edited for every plan, with weights packed into bits."""

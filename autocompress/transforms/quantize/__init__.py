@@ -1,0 +1,1 @@
+"""Quantization: weights, ranges of activations, where rounding happens."""

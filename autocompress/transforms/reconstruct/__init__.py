@@ -1,0 +1,1 @@
+"""Reconstruction: layers refitted in closed form, one after another."""
