@@ -14,7 +14,7 @@ from autocompress.core.score import Score, check_objectives
 from autocompress.core.space import SpaceTemplate
 from autocompress.cost.estimate import Estimator
 from autocompress.cost.fit_latency import calibration_path, load_calibration
-from autocompress.cost.hardware import read_device
+from autocompress.cost.hardware import read_hardware
 from autocompress.engine.progress import Progress, ProgressCallback
 from autocompress.engine.store import Place, public_url, whole_url
 from autocompress.engine.study import read_study
@@ -110,7 +110,7 @@ class Run:
         found, _ = load_calibration(calibration_path(network, target), target)
         estimator = Estimator(
             network, target.abilities, target.prepare(network), options=options,
-            device=read_device(config.device) if config.device else None,
+            device=read_hardware(config.device) if config.device else None,
         )  # fmt: skip
         if found is not None:
             estimator.model = found.model(notes.get("reference_ms"))

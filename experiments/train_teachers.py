@@ -22,7 +22,7 @@ from torch import nn
 from autocompress.tasks.base import accuracy_of
 from autocompress.tasks.fashion_mnist import load
 from autocompress.tasks.images import make_network
-from autocompress.train.loop import Epoch, Recipe, fit
+from autocompress.train.loop import Epoch, TrainConfig, fit
 
 
 def augment(batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -77,7 +77,7 @@ def main() -> None:
     best = fit(
         model,
         images.batches(options.batch_size, options.seed, augment),
-        Recipe(
+        TrainConfig(
             epochs=options.epochs,
             learning_rate=options.learning_rate,
             patience=options.patience,

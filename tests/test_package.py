@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import autocompress as ac
-from autocompress.cost.hardware import device_names
+from autocompress.cost.hardware import hardware_names
 
 ROOT = Path(__file__).parent.parent
 
@@ -47,7 +47,7 @@ def test_the_wheel_carries_spaces_licence_and_no_tests(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     spaces = {path.name for path in (ROOT / "search_spaces").glob("*.toml")}
     assert {f"autocompress/search_spaces/{name}" for name in spaces} <= set(names)
-    assert {f"autocompress/cost/devices/{name}.toml" for name in device_names()} <= set(names)
+    assert {f"autocompress/cost/devices/{name}.toml" for name in hardware_names()} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not any(name.startswith(("tests/", "experiments/")) for name in names)
 

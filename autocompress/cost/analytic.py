@@ -8,7 +8,7 @@ for each memory (Ilic, Pratas & Sousa, IEEE Computer Architecture Letters 13(1),
 import math
 from dataclasses import dataclass
 
-from autocompress.cost.hardware import Device
+from autocompress.cost.hardware import HardwareSpec
 from autocompress.cost.memory import live_bytes
 from autocompress.cost.workload import Op, Workload
 from autocompress.errors import InputError
@@ -34,7 +34,7 @@ class OpCost:
     energy_mj: float
 
 
-def roofline(workload: Workload, device: Device) -> tuple[OpCost, ...]:
+def roofline(workload: Workload, device: HardwareSpec) -> tuple[OpCost, ...]:
     """Return the cost of every operator of a workload, in order, for one input.
 
     An operator reads its inputs and weights once and writes its output once. Weights come from
@@ -53,7 +53,7 @@ def roofline(workload: Workload, device: Device) -> tuple[OpCost, ...]:
     )
 
 
-def _cost(op: Op, workload: Workload, device: Device, resident: bool, fits: bool) -> OpCost:
+def _cost(op: Op, workload: Workload, device: HardwareSpec, resident: bool, fits: bool) -> OpCost:
     if op.kind == "view":
         return OpCost(op, 0.0, "free", 0, 0, 0.0)
     output = workload.values[op.output]
@@ -82,7 +82,7 @@ def _cost(op: Op, workload: Workload, device: Device, resident: bool, fits: bool
     return OpCost(op, seconds * 1e3, bound, moved, external, energy)
 
 
-def latency_ms(workload: Workload, device: Device, *, partial: bool = False) -> float:
+def latency_ms(workload: Workload, device: HardwareSpec, *, partial: bool = False) -> float:
     """Return the roofline latency in milliseconds for one input.
 
     Raises InputError that names the operators without a rule, unless ``partial``: then they count
@@ -92,7 +92,7 @@ def latency_ms(workload: Workload, device: Device, *, partial: bool = False) -> 
     return math.fsum(cost.ms for cost in roofline(workload, device))
 
 
-def energy_mj(workload: Workload, device: Device, *, partial: bool = False) -> float:
+def energy_mj(workload: Workload, device: HardwareSpec, *, partial: bool = False) -> float:
     """Return the energy in millijoules for one input; errors and ``partial`` as in latency_ms."""
     _check(workload, partial)
     return math.fsum(cost.energy_mj for cost in roofline(workload, device))

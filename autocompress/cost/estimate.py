@@ -8,7 +8,7 @@ from autocompress.core.abilities import Abilities
 from autocompress.core.budget import Budget
 from autocompress.core.plan import Plan
 from autocompress.cost import analytic
-from autocompress.cost.hardware import Device
+from autocompress.cost.hardware import HardwareSpec
 from autocompress.cost.latency_model import LatencyModel, Prediction
 from autocompress.cost.latency_terms import Term, placed, terms
 from autocompress.cost.memory import peak_activation_bytes
@@ -16,11 +16,11 @@ from autocompress.cost.workload import Workload, workload
 from autocompress.models.network import Network
 from autocompress.targets.base import Builder
 from autocompress.transforms.compressor import Compressed, Options
-from autocompress.transforms.dry_run import sketch
+from autocompress.transforms.dry_run import dry_run
 
-__all__ = ["Estimate", "Estimator", "Lesson"]
+__all__ = ["Estimate", "Estimator", "Feedback"]
 
-#: What the size of a file may differ by from its sketch's, whose values are made up.
+#: What the size of a file may differ by from its dry_run's, whose values are made up.
 _SIZE_ERROR = 0.01
 
 
@@ -75,7 +75,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Feedback:
     """What estimates can learn of one compressed network besides its latency.
 
     ``terms``: of its latency model; ``long`` and ``short``: the channels of the biases that are
@@ -101,7 +101,7 @@ class Estimator:
         builder: Builder,
         *,
         options: Options | None = None,
-        device: Device | None = None,
+        device: HardwareSpec | None = None,
         model: LatencyModel | None = None,
     ) -> None:
         self.network, self.abilities, self.builder = network, abilities, builder
@@ -113,7 +113,7 @@ class Estimator:
     def __call__(self, plan: Plan) -> Estimate:
         """Return the estimate of a plan, which must fit the network (``Compressor.check``)."""
         long = {name: max(n, self._short.get(name, 0) + 1) for name, n in self._long.items()}
-        drawn = sketch(self.network, plan, self.abilities, self.options, long=long)
+        drawn = dry_run(self.network, plan, self.abilities, self.options, long=long)
         return self.of(drawn, len(self.builder.content(drawn)))
 
     def of(self, compressed: Compressed, size_bytes: float) -> Estimate:
@@ -152,7 +152,7 @@ class Estimator:
         placed_terms: list[list[tuple[Term, str]]] = []
         for plan in plans:
             work = workload(
-                sketch(self.network, plan, self.abilities, self.options), self.abilities
+                dry_run(self.network, plan, self.abilities, self.options), self.abilities
             )
             parts: dict[str, dict[str, float]] = {op.output: {} for op in work.ops}
             for op in work.ops:
@@ -181,7 +181,7 @@ class Estimator:
                     own["latency_ms"] = own.get("latency_ms", 0.0) + ms
         return found
 
-    def lesson(self, compressed: Compressed) -> Lesson:
+    def feedback(self, compressed: Compressed) -> Feedback:
         """Return what a compressed network can teach, to be learnt here or in another process."""
         long, short = dict[str, int](), dict[str, int]()
         for layer in compressed.network.layers:
@@ -189,16 +189,16 @@ class Estimator:
             if name in compressed.weights or layer.weight in compressed.weights:
                 kind = short if name in compressed.weights else long
                 kind[name] = len(compressed.network.params[name])
-        return Lesson(terms(self.work(compressed)), long, short)
+        return Feedback(terms(self.work(compressed)), long, short)
 
-    def learn(self, lesson: Lesson, ms: float) -> None:
+    def learn(self, feedback: Feedback, ms: float) -> None:
         """Take in what a network has taught, and its measured latency in milliseconds."""
-        for name, channels in lesson.short.items():
+        for name, channels in feedback.short.items():
             self._short[name] = max(channels, self._short.get(name, 0))
-        for name, channels in lesson.long.items():
+        for name, channels in feedback.long.items():
             self._long[name] = min(channels, self._long.get(name, channels))
         if self.model is not None:
-            self.model.add(lesson.terms, ms)
+            self.model.add(feedback.terms, ms)
 
     def work(self, compressed: Compressed) -> Workload:
         """Return the workload of a compressed network."""

@@ -28,7 +28,7 @@ from autocompress.cost.workload import workload
 from autocompress.models.network import Network
 from autocompress.targets.base import Array, Builder, Session, Target
 from autocompress.targets.timing import cpu_model, measure, openings
-from autocompress.transforms.dry_run import sketch
+from autocompress.transforms.dry_run import dry_run
 
 __all__ = [
     "Bench",
@@ -116,7 +116,7 @@ def calibration_path(network: Network, target: Target) -> Path:
     kinds: set[str] = set()
     for bits in (32, 8):
         knobs = (f"{layer.name}/{k}" for layer in network.layers for k in ("w_bits", "a_bits"))
-        found = sketch(network, Plan(dict.fromkeys(knobs, bits)), target.abilities)
+        found = dry_run(network, Plan(dict.fromkeys(knobs, bits)), target.abilities)
         kinds |= {term.family for term in terms(workload(found, target.abilities))}
     digest = hashlib.sha256("\n".join(sorted(kinds)).encode()).hexdigest()[:12]
     name = f"{target.name}-{target.threads}-{target.batch_size}-{digest}.json"
@@ -207,7 +207,7 @@ class Bench:
     def __init__(self, network: Network, target: Target, builder: Builder, folder: Path) -> None:
         self.network, self.target, self.builder, self.folder = network, target, builder, folder
         self._path = folder / f"model{target.suffix}"
-        builder.build(sketch(network, Plan(), target.abilities), self._path)
+        builder.build(dry_run(network, Plan(), target.abilities), self._path)
         self._references = openings(target.open(self._path), 4.0)
         self.inputs: tuple[Array, ...] = self._references[0].example_inputs(target.batch_size)
         self.reference_ms = self._time(self._references, 4.0, 0.001)
@@ -226,7 +226,7 @@ class Bench:
         Measured for ``most`` seconds at most, or until blocks tell it to ``width``: more would be
         worth less than another plan that is measured meanwhile.
         """
-        compressed = sketch(self.network, self._quick(plan), self.target.abilities)
+        compressed = dry_run(self.network, self._quick(plan), self.target.abilities)
         self.builder.build(compressed, self._path)
         sessions = openings(self.target.open(self._path), most)
         found = self._time(sessions, most, width, self.reference_ms)
@@ -249,7 +249,7 @@ class Bench:
         Those are the operator that makes the value, with what is fused into it, and conversions:
         runtimes call these after what they convert.
         """
-        compressed = sketch(self.network, plan, self.target.abilities)
+        compressed = dry_run(self.network, plan, self.target.abilities)
         path = self.folder / f"profile{self.target.suffix}"
         path.write_bytes(self.builder.content(compressed, named=True))
         work = workload(compressed, self.target.abilities)

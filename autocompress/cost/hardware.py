@@ -5,7 +5,7 @@ A file names every figure with its source::
     name = "my-chip"
     title = "What it is, in a few words."
     bytes_per_s = { value = 12e9, source = "where this is published, or the formula" }
-    # likewise the other fields of Device
+    # likewise the other fields of HardwareSpec
     [macs_per_s]
     w8a8 = { value = 256e9, source = "…" }
     w32a32 = { value = 1e9, source = "how it runs floating point" }
@@ -28,7 +28,7 @@ from typing import Any
 from autocompress.core.toml import check_keys, line_of, read_toml
 from autocompress.errors import ConfigError, InputError, unknown
 
-__all__ = ["Device", "device_names", "read_device"]
+__all__ = ["HardwareSpec", "hardware_names", "read_hardware"]
 
 Pair = tuple[int, int]
 
@@ -38,7 +38,7 @@ _WHOLE = ("on_chip_bytes", "ram_bytes")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Device:
+class HardwareSpec:
     """Published figures of one piece of hardware, each with its source.
 
     ``macs_per_s``: peak multiply-adds a second by (weight bits, activation bits); ``pj_per_mac``:
@@ -136,7 +136,7 @@ def _fault(key: str, value: Any) -> str:
     return ""
 
 
-def device_names() -> tuple[str, ...]:
+def hardware_names() -> tuple[str, ...]:
     """Return the names of the devices that come with autocompress, sorted."""
     return tuple(sorted(p.name.removesuffix(".toml") for p in _folder().glob("*.toml")))
 
@@ -145,19 +145,19 @@ def _folder() -> Path:
     return Path(str(files("autocompress.cost"))) / "devices"
 
 
-def read_device(name: str | Path) -> Device:
+def read_hardware(name: str | Path) -> HardwareSpec:
     """Return a device by its name or from a TOML file; raise ConfigError naming file and line."""
     path = Path(name)
     if path.suffix != ".toml":
-        if str(name) not in device_names():
+        if str(name) not in hardware_names():
             raise ConfigError(
-                f"{unknown('device', str(name), device_names())} "
+                f"{unknown('device', str(name), hardware_names())} "
                 "A device of your own is a path that ends in .toml."
             )
         path = _folder() / f"{name}.toml"
     table, text = read_toml(path)
     texts = ("name", "title")
-    singles = [f.name for f in fields(Device) if f.name not in (*texts, *_TABLES, "sources")]
+    singles = [f.name for f in fields(HardwareSpec) if f.name not in (*texts, *_TABLES, "sources")]
     check_keys(table, (*texts, *singles, *_TABLES), text, path)
     given: dict[str, Any] = {}
     sources: dict[str, str] = {}
@@ -191,7 +191,7 @@ def read_device(name: str | Path) -> Device:
                 )
             given[section][pair] = _figure(entry, key, text, path, section, sources)
     try:
-        return Device(**given, sources=sources)
+        return HardwareSpec(**given, sources=sources)
     except InputError as error:
         raise ConfigError(f"{path}: {error}") from error
 

@@ -4,8 +4,8 @@ A network's time is the sum of its terms' times (:mod:`autocompress.cost.latency
 family of terms is a function of sizes and formats that is learnt from whole networks' times:
 multiples of a few features, as for a roofline, and beside them a Gaussian process over sizes,
 whether they fill the kernels' tiles, and the formats of the neighbours. Sums of Gaussian processes
-are one again (Duvenaud, Nickisch & Rasmussen 2011, eq. 5), so that every measured network tells of all its
-operators, and the prediction comes with its error bar and with each operator's part.
+are one again (Duvenaud, Nickisch & Rasmussen 2011, eq. 5), so that every measured network tells of
+all its operators, and the prediction comes with its error bar and with each operator's part.
 """
 
 import math

@@ -143,7 +143,7 @@ class Workload:
 
 
 def workload(compressed: Compressed, abilities: Abilities) -> Workload:
-    """Return the workload of a compressed network (or of its sketch) on a target, for batch 1.
+    """Return the workload of a compressed network (or of its dry_run) on a target, for batch 1.
 
     Nothing is computed and no values are read. Parts of a split are views of one value, of which
     only those that are read count. A view is stored like its source unless it is itself rounded.

@@ -20,8 +20,8 @@ from autocompress.core.files import write_whole
 from autocompress.core.plan import Plan, Recipe
 from autocompress.core.score import OBJECTIVES, Score
 from autocompress.core.space import SearchSpace
-from autocompress.cost.estimate import Estimate, Estimator, Lesson
-from autocompress.cost.hardware import Device
+from autocompress.cost.estimate import Estimate, Estimator, Feedback
+from autocompress.cost.hardware import HardwareSpec
 from autocompress.engine.agreement import arrays_of, farthest, refused
 from autocompress.engine.intervals import Mean, mean_of
 from autocompress.engine.proposers.guided.allocation import sweep
@@ -106,7 +106,7 @@ class Evaluator:
     reference_ms: float | None = None
     options: Options | None = None
     budget: Budget = field(default_factory=Budget)
-    device: Device | None = None
+    device: HardwareSpec | None = None
     differs: str = ""
 
     def __post_init__(self) -> None:
@@ -135,7 +135,7 @@ class Evaluator:
             np.repeat(value.numpy(), self.target.batch_size, axis=0)
             for value in self.task.example_inputs
         )
-        self._compared = tuple(v[:_COMPARED] for v in self.compressor.teacher.inputs)
+        self._compared = tuple(v[:_COMPARED] for v in self.compressor.reference.inputs)
 
     @cached_property
     def _statistics(self) -> tuple[InputStatistics, ...]:
@@ -237,14 +237,14 @@ class Evaluator:
 
         ``estimate``: what was expected of the plan, to stand beside what is measured.
         """
-        score, lesson = self.evaluate(plan, recipe, baseline, estimate)
-        if lesson is not None:
-            self.estimator.learn(lesson, score.latency_ms)
+        score, feedback = self.evaluate(plan, recipe, baseline, estimate)
+        if feedback is not None:
+            self.estimator.learn(feedback, score.latency_ms)
         return score
 
     def evaluate(
         self, plan: Plan, recipe: Recipe, baseline: str = "", estimate: Estimate | None = None
-    ) -> tuple[Score, Lesson | None]:
+    ) -> tuple[Score, Feedback | None]:
         """Do the same without learning; return what there is to learn too.
 
         What a second try may mend (a file that vanished, a disk that was full) is tried twice.
@@ -252,7 +252,7 @@ class Evaluator:
         for last in (False, True):
             watch, again = _Stopwatch(), False
             try:
-                figures, lesson = self._figures(plan, recipe, watch)
+                figures, feedback = self._figures(plan, recipe, watch)
             except AutocompressError as error:
                 message = str(error)
                 gone = isinstance(error, ArtifactError) and not self.path(plan, recipe).exists()
@@ -266,7 +266,7 @@ class Evaluator:
                 common = {**self._common(plan, recipe), "baseline": baseline}
                 if estimate is not None:
                     common["estimates"] = estimate.figures()
-                return Score(outcome="ok", seconds=watch.seconds, **common, **figures), lesson
+                return Score(outcome="ok", seconds=watch.seconds, **common, **figures), feedback
             if last or not again:
                 break
         return replace(
@@ -277,7 +277,7 @@ class Evaluator:
 
     def _figures(
         self, plan: Plan, recipe: Recipe, watch: _Stopwatch
-    ) -> tuple[dict[str, Any], Lesson]:
+    ) -> tuple[dict[str, Any], Feedback]:
         with watch("compress"):
             compressed = self.compressor.compress(plan)
         if self.saturates and not compressed.portable:
@@ -320,7 +320,7 @@ class Evaluator:
             "artifact": artifact.path.name,
             "sha256": artifact.sha256,
             "timing": timing.to_json(),
-        }, self.estimator.lesson(compressed)
+        }, self.estimator.feedback(compressed)
 
     def _opened(self, compressed: Compressed, artifact: Artifact) -> tuple[Session, float]:
         """Return an opened file and how far it is from its simulation.

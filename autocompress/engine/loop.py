@@ -7,8 +7,8 @@ from autocompress.engine.evaluator import Evaluator
 from autocompress.engine.executors import Executor, Serial
 from autocompress.engine.executors.heartbeats import work_folder
 from autocompress.engine.progress import Progress, ProgressCallback
-from autocompress.engine.proposers.guided.sensitivity_cache import Oracle
-from autocompress.engine.scheduler import Agenda
+from autocompress.engine.proposers.guided.sensitivity_cache import SensitivityCache
+from autocompress.engine.scheduler import Scheduler
 from autocompress.engine.study import Study
 from autocompress.errors import AutocompressError
 from autocompress.report.front import Front
@@ -24,20 +24,25 @@ def drive(
     *,
     executor: Executor | None = None,
     until_converged: bool = False,
-    oracle: Oracle | None = None,
+    cache: SensitivityCache | None = None,
 ) -> str:
-    """Search until ``trials`` scores exist (:class:`Agenda`); return why it ended early, or "".
+    """Search until ``trials`` scores exist (:class:`Scheduler`); return why it ended early, or "".
 
     ``executor``: what evaluates the plans, by default this process, one after another;
-    ``oracle``: what the sampler asks.
+    ``cache``: what the sampler asks.
     """
     tidy(study, evaluator)
-    agenda = Agenda(
-        study, evaluator, trials, progress, until_converged=until_converged, oracle=oracle
+    scheduler = Scheduler(
+        study,
+        evaluator,
+        trials,
+        progress,
+        until_converged=until_converged,
+        cache=cache,
     )
     with work_folder(evaluator.directory):
-        (executor or Serial()).run(agenda, evaluator)
-    return agenda.note
+        (executor or Serial()).run(scheduler, evaluator)
+    return scheduler.note
 
 
 def tidy(study: Study, evaluator: Evaluator) -> None:

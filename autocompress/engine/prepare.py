@@ -24,20 +24,22 @@ from autocompress.engine.proposers.guided.sensitivity import (
     profile,
     questions,
 )
-from autocompress.engine.proposers.guided.sensitivity_cache import Oracle
+from autocompress.engine.proposers.guided.sensitivity_cache import SensitivityCache
 from autocompress.engine.study import Study
 from autocompress.errors import AutocompressError
 from autocompress.models.network import Network
 from autocompress.targets import Target
-from autocompress.transforms.dry_run import sketch
+from autocompress.transforms.dry_run import dry_run
 
 __all__ = ["set_guide", "set_latency_model", "tell_cost"]
 
 
-def set_guide(study: Study, evaluator: Evaluator, progress: ProgressCallback) -> Oracle | None:
+def set_guide(
+    study: Study, evaluator: Evaluator, progress: ProgressCallback
+) -> SensitivityCache | None:
     """Give a study's sampler the means to make its guide, if it is the guided one.
 
-    Returns the oracle that the guide asks. The profile, which it wants first, is kept in
+    Returns the cache that the guide asks. The profile, which it wants first, is kept in
     ``profile/`` of the run directory, an answer a line, so that one that was interrupted goes on.
     Without a profile, or costs that are predicted, there is no guide and another sampler proposes;
     progress says why, and the sampler's ``reason``.
@@ -46,7 +48,7 @@ def set_guide(study: Study, evaluator: Evaluator, progress: ProgressCallback) ->
     if not isinstance(sampler, GuidedSampler):
         return None
     companions = companions_of(evaluator.network, space)
-    oracle = Oracle(
+    cache = SensitivityCache(
         lambda plan: evaluator.effects(plan),
         evaluator.directory / "profile" / "effects.jsonl",
         questions(space, companions),
@@ -62,7 +64,7 @@ def set_guide(study: Study, evaluator: Evaluator, progress: ProgressCallback) ->
     fields = list(dict.fromkeys([*improved, *limits]))
 
     def make() -> Guide | str:
-        found = _guide(study, evaluator, oracle, companions, fields, limits)
+        found = _guide(study, evaluator, cache, companions, fields, limits)
         if isinstance(found, str):
             progress(Progress(0, 1, note=f"not guided, tpe proposes: {found}"))
         else:
@@ -70,7 +72,7 @@ def set_guide(study: Study, evaluator: Evaluator, progress: ProgressCallback) ->
         return found
 
     sampler.attach(make, study, fields)
-    return oracle
+    return cache
 
 
 def tell_cost(study: Study, progress: ProgressCallback) -> None:
@@ -80,27 +82,27 @@ def tell_cost(study: Study, progress: ProgressCallback) -> None:
 
 
 def _cost(study: Study, guide: Guide) -> str:
-    """Return what the oracle's answers took, in evaluations of the study too."""
-    oracle = guide.oracle
+    """Return what the cache's answers took, in evaluations of the study too."""
+    cache = guide.cache
     each = [sum(score.seconds.values()) for score in study.scores if score.outcome == "ok"]
-    equal = f", as long as {oracle.seconds / np.median(each):.1f} evaluations" if each else ""
-    known = f"{len(oracle.known)} plans tried on the calibration inputs alone so far"
-    return f"{known}, in {oracle.seconds:.1f} s{equal}"
+    equal = f", as long as {cache.seconds / np.median(each):.1f} evaluations" if each else ""
+    known = f"{len(cache.known)} plans tried on the calibration inputs alone so far"
+    return f"{known}, in {cache.seconds:.1f} s{equal}"
 
 
 def _guide(
     study: Study,
     evaluator: Evaluator,
-    oracle: Oracle,
+    cache: SensitivityCache,
     companions: Mapping[str, tuple[str, ...]],
     fields: list[str],
     limits: dict[str, float],
 ) -> Guide | str:
     """Return a study's guide, or why there is none."""
-    if oracle.trouble:
-        return f"the profile cannot be made ({oracle.trouble})"
+    if cache.trouble:
+        return f"the profile cannot be made ({cache.trouble})"
     space, network = study.parameters.space, evaluator.network
-    known = profile(space, oracle, companions)
+    known = profile(space, cache, companions)
     effects = [effect for values in known.effects.values() for effect in values if effect > 0]
     if effects and not any(effect < math.inf for effect in effects):
         return "the outputs on the calibration inputs are no numbers"
@@ -113,7 +115,7 @@ def _guide(
     if missing:
         return f"nothing predicts {' and '.join(missing)}"
     return Guide(
-        space, oracle, known, groups_of(network, space), [tables[figure] for figure in figures],
+        space, cache, known, groups_of(network, space), [tables[figure] for figure in figures],
         lambda plan: tuple(evaluator.estimate(plan).expected(field) for field in fields),
         objectives=len(study.objectives) - 1,
         limits=[limits.get(field, math.inf) for field in fields],
@@ -139,7 +141,7 @@ def set_latency_model(study: Study, evaluator: Evaluator, progress: ProgressCall
             found.save(path)
     estimator = evaluator.estimator
     measured = [
-        (terms(workload(sketch(network, score.plan, target.abilities), target.abilities)), score)
+        (terms(workload(dry_run(network, score.plan, target.abilities), target.abilities)), score)
         for score in study.scores
         if score.outcome == "ok"
     ]
@@ -158,6 +160,6 @@ def _unseen(
     wanted = {
         term.family
         for _, plan in space.baselines()
-        for term in terms(workload(sketch(network, plan, target.abilities), target.abilities))
+        for term in terms(workload(dry_run(network, plan, target.abilities), target.abilities))
     }
     return frozenset(wanted - seen)

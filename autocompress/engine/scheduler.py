@@ -1,4 +1,4 @@
-"""The agenda: which plan to evaluate next, and what its score means for the search.
+"""The scheduler: which plan to evaluate next, and what its score means for the search.
 
 It proposes and records, and evaluates nothing itself: executors do that, in this process or in many
 others, in any order.
@@ -25,14 +25,14 @@ from autocompress.engine.progress import (
     seeds_of,
     to_gain,
 )
-from autocompress.engine.proposers.guided.sensitivity_cache import Effect, Oracle
+from autocompress.engine.proposers.guided.sensitivity_cache import Effect, SensitivityCache
 from autocompress.engine.study import Study
 from autocompress.errors import TaskError
 
 if TYPE_CHECKING:
     from autocompress.engine.evaluator import Evaluator
 
-__all__ = ["Agenda", "Job", "due"]
+__all__ = ["Job", "Scheduler", "due"]
 
 # Proposals in a row that the study had already answered before a plan is drawn at random.
 _REPEATS = 10
@@ -91,13 +91,13 @@ def due(study: Study, recipe: Recipe, target: str) -> list[tuple[str, Plan]]:
     return found
 
 
-class Agenda:
+class Scheduler:
     """Gives out jobs until ``trials`` scores exist, and records their scores.
 
     Completed scores count, baselines among them; failures, repeated plans and plans that are
     predicted to be over budget do not. Baselines are built whatever is predicted, so that there is
     always something to show. ``until_converged``: or until so little of the hypervolume is still to
-    gain (:func:`to_gain`). ``oracle``: what it wants to know is asked before the sampler is.
+    gain (:func:`to_gain`). ``cache``: what it wants to know is asked before the sampler is.
     ``note``: why it ended early, or ""; ``rungs``: those of the recipes that it may give out.
     """
 
@@ -111,15 +111,15 @@ class Agenda:
         progress: ProgressCallback,
         *,
         until_converged: bool = False,
-        oracle: Oracle | None = None,
+        cache: SensitivityCache | None = None,
     ) -> None:
         self.study, self.trials, self.note = study, trials, ""
         self._evaluator, self._progress, self._until = evaluator, progress, until_converged
         self._recipe = Recipe(seed=evaluator.seed)
         self._ended, self._dry = False, -1
         self._lost: list[Job] = []  # to be given out once more
-        self._oracle = oracle
-        self._questions = [p for p in oracle.wanted if p not in oracle.known] if oracle else []
+        self._cache = cache
+        self._questions = [p for p in cache.wanted if p not in cache.known] if cache else []
         self._asked: list[Plan] = []  # questions that are out
         baselines = study.parameters.space.baselines()
         target = evaluator.target.name
@@ -258,15 +258,15 @@ class Agenda:
         self._progress(Progress(done, self.trials, score, best_so_far(self.study)))
 
     def _learn(self, plan: Plan, found: Effect) -> None:
-        """Tell the oracle an answer; after one that cannot be had no more is asked."""
-        oracle = self._oracle
-        assert oracle is not None
+        """Tell the cache an answer; after one that cannot be had no more is asked."""
+        cache = self._cache
+        assert cache is not None
         if found.trouble:
-            oracle.trouble = oracle.trouble or found.trouble
+            cache.trouble = cache.trouble or found.trouble
             self._questions.clear()
             return
-        oracle.learn(plan, found.loss, found.seconds)
-        every = len(oracle.wanted)
+        cache.learn(plan, found.loss, found.seconds)
+        every = len(cache.wanted)
         done = every - len(self._questions) - len(self._asked)
         self._progress(Progress(done, every, what="effects profiled"))
 

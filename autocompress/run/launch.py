@@ -13,7 +13,7 @@ from autocompress.core.files import write_whole
 from autocompress.core.plan import Plan, Recipe
 from autocompress.core.score import Score
 from autocompress.core.space import SpaceTemplate
-from autocompress.cost.hardware import Device, read_device
+from autocompress.cost.hardware import HardwareSpec, read_hardware
 from autocompress.cost.workload import workload
 from autocompress.engine.evaluator import Evaluator
 from autocompress.engine.executors import make_executor
@@ -35,7 +35,7 @@ from autocompress.run.locks import driver_lock, study_lock
 from autocompress.run.warm_start import adopt, check_source
 from autocompress.targets import Target, make_target
 from autocompress.tasks.base import Task
-from autocompress.transforms.dry_run import sketch
+from autocompress.transforms.dry_run import dry_run
 from autocompress.transforms.options import Options
 
 __all__ = ["Launched", "complete", "launch", "place_of", "read_config", "target_of", "write_front"]
@@ -134,7 +134,7 @@ def launch(
     # unknown names end here, before any work
     config.check_device()
     make_sampler(config.sampler, config.seed)
-    device = read_device(config.device) if config.device else None
+    device = read_hardware(config.device) if config.device else None
     options, executor = Options.of(config.compress), make_executor(config.execution)
     config, storage = _stored(directory, config)
     place = place_of(directory, config, storage)
@@ -202,7 +202,7 @@ def launch(
             config.budget, device,
         )  # fmt: skip
         study.set_note("reference_ms", evaluator.reference_ms)
-        for note in filter(None, (evaluator.compressor.teacher.note, evaluator.differs)):
+        for note in filter(None, (evaluator.compressor.reference.note, evaluator.differs)):
             report(Progress(study.completed, total, note=note))
         latency = config.budget.latency_ms or (
             "latency" in config.objectives and (config.budget or config.sampler == "guided")
@@ -217,7 +217,7 @@ def launch(
                 report,
                 executor=executor,
                 until_converged=until_converged,
-                oracle=set_guide(study, evaluator, report),
+                cache=set_guide(study, evaluator, report),
             ),
             finish(study, evaluator, report),
             _missing(len(due(study, recipe, target.name))),
@@ -300,7 +300,7 @@ def _check_operators(config: Config, network: Network, target: Target) -> None:
     needed = config.budget.latency_ms or config.budget.max_energy_mj
     if not needed and not {"latency", "energy"} & set(config.objectives):
         return
-    work = workload(sketch(network, Plan(), target.abilities), target.abilities)
+    work = workload(dry_run(network, Plan(), target.abilities), target.abilities)
     if work.unknown:
         raise InputError(
             "Latency and energy on a device are predicted where every operator has a cost; there "
@@ -309,7 +309,7 @@ def _check_operators(config: Config, network: Network, target: Target) -> None:
         )
 
 
-def _digest(device: Device) -> str:
+def _digest(device: HardwareSpec) -> str:
     return f"{device.name} {hashlib.sha256(repr(device).encode()).hexdigest()}"
 
 

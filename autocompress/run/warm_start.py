@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.core.plan import Plan
-from autocompress.engine.proposers.guided.sensitivity_cache import Oracle
+from autocompress.engine.proposers.guided.sensitivity_cache import SensitivityCache
 from autocompress.engine.study import Study
 from autocompress.errors import InputError
 from autocompress.report.front import Front
@@ -72,9 +72,9 @@ def adopt(
     source = front.directory
     study.set_note("adopting", str(source.resolve()))
     profile = Path("profile") / "effects.jsonl"
-    oracle = Oracle(_unknown, directory / profile)
-    for plan, loss in Oracle(_unknown, source / profile).known.items():
-        oracle.learn(plan, loss)
+    cache = SensitivityCache(_unknown, directory / profile)
+    for plan, loss in SensitivityCache(_unknown, source / profile).known.items():
+        cache.learn(plan, loss)
     space = study.parameters.space
     labels = {plan: label for label, plan in space.baselines()}
     theirs = notes.get("fingerprints", {})

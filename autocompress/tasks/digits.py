@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits
 from autocompress.errors import TaskError
 from autocompress.tasks.base import Task
 from autocompress.tasks.images import Images, make_network
-from autocompress.train.loop import Recipe, fit
+from autocompress.train.loop import TrainConfig, fit
 
 __all__ = ["digits", "load"]
 
@@ -41,7 +41,7 @@ def digits(*, network: str = "plain_cnn", seed: int = 0, epochs: int = 30) -> Ta
         torch.set_num_threads(1)  # sums over threads depend on their number
         try:
             model = make_network(network)
-            fit(model, images.batches(50, seed), Recipe(epochs=epochs, learning_rate=0.1))
+            fit(model, images.batches(50, seed), TrainConfig(epochs=epochs, learning_rate=0.1))
         finally:
             torch.set_num_threads(threads)
     return images.task(model, "digits", calibration=256)

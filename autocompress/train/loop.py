@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from autocompress.errors import InputError
 
-__all__ = ["Epoch", "Recipe", "distillation_loss", "fit"]
+__all__ = ["Epoch", "TrainConfig", "distillation_loss", "fit"]
 
 Batches = Callable[[], Iterable[tuple[Tensor, ...]]]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainConfig:
     """How to train: SGD with Nesterov momentum, a warm-up and one cosine cycle.
 
     ``patience`` is the number of epochs without a better validation score that ends training,
@@ -65,7 +65,7 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
 def fit(
     model: nn.Module,
     batches: Batches,
-    recipe: Recipe,
+    recipe: TrainConfig,
     *,
     teacher: nn.Module | None = None,
     validate: Callable[[nn.Module], float] | None = None,

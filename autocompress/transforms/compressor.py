@@ -20,7 +20,7 @@ from autocompress.transforms.quantize.ranges import ActivationRange
 from autocompress.transforms.quantize.weights import QuantizedWeight, saturates
 from autocompress.transforms.reconstruct.layer import Code
 from autocompress.transforms.reconstruct.network import Rebuilt, rebuild
-from autocompress.transforms.reference import Teacher
+from autocompress.transforms.reference import Reference
 
 __all__ = [
     "ActivationRange",
@@ -96,13 +96,13 @@ class Compressor:
         self.network = network
         self.abilities = abilities
         self.options = options or Options()
-        self.teacher = Teacher(network, calibration, seed=seed, limit_images=images)
+        self.reference = Reference(network, calibration, seed=seed, limit_images=images)
         self._orders: dict[str, tuple[int, ...]] = {}
 
     @property
     def nbytes(self) -> int:
         """Bytes of tensors that are held between plans."""
-        return self.teacher.nbytes
+        return self.reference.nbytes
 
     def order(self, unit: str) -> tuple[int, ...]:
         """Return the channels of a unit in the order in which they are removed."""
@@ -111,7 +111,7 @@ class Compressor:
             raise PlanError(unknown("unit", unit, units))
         if unit not in self._orders:
             if self.options.importance == "energy":
-                self._orders.update(energy_orders(self.teacher))
+                self._orders.update(energy_orders(self.reference))
             else:
                 power = 1 if self.options.importance == "l1" else 2
                 self._orders[unit] = magnitude_order(units[unit], self.network, power)
@@ -133,7 +133,7 @@ class Compressor:
         units = [unit.name for unit in self.network.units]
         if plan.source.get("family", "teacher") != "teacher":
             raise PlanError(
-                f"Only a teacher can be compressed here, not {dict(plan.source)!r}; "
+                f"Only a reference can be compressed here, not {dict(plan.source)!r}; "
                 "build the student first and compress that."
             )
         for knob, known, allowed in (
@@ -175,7 +175,7 @@ class Compressor:
             network.replace(params=rebuilt.params),
             MappingProxyType(dict(rebuilt.weights)),
             MappingProxyType(dict(rebuilt.activations)),
-            divergence(rebuilt.outputs, self.teacher.outputs),
+            divergence(rebuilt.outputs, self.reference.outputs),
             MappingProxyType(dict(rebuilt.stored)),
         )
 
@@ -185,7 +185,7 @@ class Compressor:
         ``known``: the uncompressed network's values by node; what does not change is taken from it.
         """
         _, rebuilt = self._rebuild(plan, known)
-        return 0.0 if rebuilt is None else divergence(rebuilt.outputs, self.teacher.outputs)
+        return 0.0 if rebuilt is None else divergence(rebuilt.outputs, self.reference.outputs)
 
     def _rebuild(
         self, plan: Plan, known: Mapping[str, Any] | None = None
@@ -200,7 +200,14 @@ class Compressor:
             edits = self.network.groups.edits(kept)
             known = {name: value for name, value in known.items() if name not in edits}
         rebuilt = rebuild(
-            self.teacher, network, plan, tensors, slices, self.options, self.abilities, known=known
+            self.reference,
+            network,
+            plan,
+            tensors,
+            slices,
+            self.options,
+            self.abilities,
+            known=known,
         )
         return network, rebuilt
 

@@ -21,10 +21,10 @@ from autocompress.transforms.quantize.ranges import ActivationRange
 from autocompress.transforms.quantize.weights import Grid, QuantizedWeight, full_scale
 from autocompress.transforms.reconstruct.layer import LIMIT_COLUMNS, Code
 
-__all__ = ["sketch"]
+__all__ = ["dry_run"]
 
 
-def sketch(
+def dry_run(
     network: Network,
     plan: Plan,
     abilities: Abilities,

@@ -11,7 +11,7 @@ from autocompress.models.channels.groups import Unit
 from autocompress.models.network import Layer, Network
 from autocompress.transforms.reconstruct.gram import columns_of, moments
 from autocompress.transforms.reconstruct.least_squares import ridged
-from autocompress.transforms.reference import Teacher
+from autocompress.transforms.reference import Reference
 
 __all__ = ["Consumer", "count_kept", "energy_orders", "magnitude_order", "removal_order"]
 
@@ -106,13 +106,13 @@ def _costs(weights: Tensor, inverse: Tensor, columns: Sequence[Tensor]) -> Tenso
     return torch.stack(found)
 
 
-def energy_orders(teacher: Teacher) -> dict[str, tuple[int, ...]]:
+def energy_orders(reference: Reference) -> dict[str, tuple[int, ...]]:
     """Return the order of removal of every unit by what its consumers' outputs lose.
 
     Units without a consumer that can be refitted are ordered by the squares of their weights.
     """
-    network = teacher.network
-    grams = _grams(teacher)
+    network = reference.network
+    grams = _grams(reference)
     weights = {layer.weight: layer for layer in network.layers}
     orders: dict[str, tuple[int, ...]] = {}
     for unit in network.units:
@@ -135,9 +135,9 @@ def energy_orders(teacher: Teacher) -> dict[str, tuple[int, ...]]:
     return orders
 
 
-def _grams(teacher: Teacher) -> Mapping[str, Tensor]:
+def _grams(reference: Reference) -> Mapping[str, Tensor]:
     """Return the Gram matrices of the inputs of all ungrouped layers that read a unit."""
-    network = teacher.network
+    network = reference.network
     read = {name for unit in network.units for name in unit.consumers}
     wanted: dict[str, list[Layer]] = {}
     nodes = {node.name: node for node in network.graph.nodes}
@@ -156,8 +156,8 @@ def _grams(teacher: Teacher) -> Mapping[str, Tensor]:
 
     def observe(node: fx.Node, value: Tensor) -> None:
         for layer in wanted.get(node.name, ()):
-            target = teacher.targets[layer.name]
+            target = reference.targets[layer.name]
             grams[layer.name] = moments(target.samples.inputs(value), target.outputs).gram[0]
 
-    network.run(*teacher.inputs, observe=observe)
+    network.run(*reference.inputs, observe=observe)
     return grams

@@ -13,13 +13,13 @@ from autocompress.errors import InputError
 from autocompress.models.network import Layer, Network
 from autocompress.transforms.reconstruct.gram import Samples
 
-__all__ = ["Target", "Teacher", "gather_inputs"]
+__all__ = ["LayerTarget", "Reference", "gather_inputs"]
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True, eq=False)
-class Target:
+class LayerTarget:
     """What a layer's output ought to be, where it is sampled.
 
     ``outputs``: [samples, out], of the layer, or of the sum that it is added into when ``other``
@@ -31,7 +31,7 @@ class Target:
     other: str | None
 
 
-class Teacher:
+class Reference:
     """The uncompressed network's answers on the calibration inputs; bounded memory.
 
     ``limit_images``, and the size of the largest activation, bound the inputs that are used, which
@@ -65,7 +65,7 @@ class Teacher:
             for node in layers
         }
         waiting: dict[str, list[tuple[str, Samples, str | None]]] = {}
-        found: dict[str, Target] = {}
+        found: dict[str, LayerTarget] = {}
         shapes: dict[str, Sequence[int]] = {
             name: network.params[str(node.target)].shape
             for name, node in nodes.items()
@@ -90,11 +90,11 @@ class Teacher:
                 place, other = ends[node.name]
                 waiting.setdefault(place, []).append((layer.name, samples, other))
             for name, samples, other in waiting.pop(node.name, ()):
-                found[name] = Target(samples, samples.outputs(value), other)
+                found[name] = LayerTarget(samples, samples.outputs(value), other)
 
         outputs = network.run(*self.inputs, observe=observe)
         self.outputs: tuple[Any, ...] = outputs if isinstance(outputs, tuple) else (outputs,)
-        self.targets: Mapping[str, Target] = found
+        self.targets: Mapping[str, LayerTarget] = found
 
     @property
     def note(self) -> str:

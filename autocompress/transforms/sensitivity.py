@@ -35,7 +35,7 @@ class Effects:
             if held <= limit_bytes:
                 self._known[node.name] = value
 
-        compressor.network.run(*compressor.teacher.inputs, observe=observe)
+        compressor.network.run(*compressor.reference.inputs, observe=observe)
 
     @torch.no_grad()
     def __call__(self, plan: Plan) -> float:

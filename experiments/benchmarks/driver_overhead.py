@@ -25,7 +25,7 @@ from autocompress.engine.executors.ray_tune import Tuned
 from autocompress.engine.loop import drive
 from autocompress.engine.parameters import Parameters
 from autocompress.engine.proposers import make_sampler
-from autocompress.engine.scheduler import Agenda
+from autocompress.engine.scheduler import Scheduler
 from autocompress.engine.store import Place
 from autocompress.engine.study import Study
 
@@ -48,7 +48,7 @@ def span(scores) -> float:
     return max(s.seconds["end"] for s in scores) - min(s.seconds["start"] for s in scores)
 
 
-class Rungs(Agenda):
+class Rungs(Scheduler):
     """Gives out recipes of three rungs in turn."""
 
     rungs = (0, 1, 2)
@@ -84,7 +84,7 @@ def main() -> None:
     )
     import autocompress.engine.loop as driver
 
-    driver.Agenda = Rungs
+    driver.Scheduler = Rungs
     scores, _ = searched(Tuned(Execution(workers=2)), n, sleep / 4)
     rungs = {r: sum(score.recipe.rung == r for score in scores) for r in (0, 1, 2)}
     processes = len({score.seconds["pid"] for score in scores})

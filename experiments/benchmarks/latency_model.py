@@ -26,14 +26,14 @@ from scipy.stats import spearmanr
 from autocompress.core.plan import Plan
 from autocompress.cost import analytic
 from autocompress.cost.fit_latency import Bench, calibrate, calibration_path, random_plans
-from autocompress.cost.hardware import read_device
+from autocompress.cost.hardware import read_hardware
 from autocompress.cost.workload import workload
 from autocompress.models.trace import trace
 from autocompress.registry import find_space, resolve_space
 from autocompress.targets import make_target
 from autocompress.targets.timing import cpu_model
 from autocompress.tasks.images import make_network
-from autocompress.transforms.dry_run import sketch
+from autocompress.transforms.dry_run import dry_run
 
 SPACE = {
     "*/keep": [0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0],
@@ -59,10 +59,12 @@ def table_of_layers(bench, network, target):
         settings = {f"{x.name}/{k}": bits for x in network.layers for k in ("w_bits", "a_bits")}
         plan = Plan(settings)
         found, whole = defaultdict(float), defaultdict(float)
-        work = workload(sketch(network, plan, target.abilities), target.abilities)
+        work = workload(dry_run(network, plan, target.abilities), target.abilities)
         owner = {op.output: op.node for op in work.ops} | {op.node: op.node for op in work.ops}
         path = bench.folder / "table.onnx"
-        path.write_bytes(bench.builder.content(sketch(network, plan, target.abilities), named=True))
+        path.write_bytes(
+            bench.builder.content(dry_run(network, plan, target.abilities), named=True)
+        )
         for op in target.profile(path, bench.inputs):
             found[owner.get(op.node, op.node)] += op.ms
         for op in work.ops:
@@ -135,7 +137,7 @@ def run(runtime: str, name: str, plans: int, seconds: float, folder: Path) -> li
     for _ in range(plans):
         plan = next(generator)
         made, ms = bench.measure(plan, most=1.0, width=0.001)
-        works.append(workload(sketch(network, plan, target.abilities), target.abilities))
+        works.append(workload(dry_run(network, plan, target.abilities), target.abilities))
         predictions.append(model.predict(made))
         measured.append(ms)
     y = np.array(measured)
@@ -148,7 +150,7 @@ def run(runtime: str, name: str, plans: int, seconds: float, folder: Path) -> li
 
     seen = [works_of(network, plan, target) for plan in replay(space, calibration, target)]
     known = np.array([ms for _, ms in calibration.samples])[-len(seen) :]
-    device = read_device("avx2-core")
+    device = read_hardware("avx2-core")
 
     def macs(work) -> float:
         return float(work.macs)
@@ -190,7 +192,7 @@ def replay(space, calibration, target):
 
 
 def works_of(network, plan, target):
-    return workload(sketch(network, plan, target.abilities), target.abilities)
+    return workload(dry_run(network, plan, target.abilities), target.abilities)
 
 
 def main() -> None:

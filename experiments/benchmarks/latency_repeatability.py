@@ -30,7 +30,7 @@ from autocompress.models.students import STUDENTS
 from autocompress.models.trace import trace
 from autocompress.targets import make_target
 from autocompress.targets.timing import cpu_model, measure, openings
-from autocompress.transforms.dry_run import sketch
+from autocompress.transforms.dry_run import dry_run
 
 # name: student, arguments, pixels, channels
 NETWORKS = {
@@ -86,7 +86,7 @@ def write_files(
             for form, bits in (("float32", 32), ("int8", 8)):
                 path = folder / f"{runtime}-{name}-{form}.onnx".replace(" ", "-")
                 plan = Plan(dict.fromkeys(knobs, bits))
-                builder.build(sketch(network, plan, target.abilities), path)
+                builder.build(dry_run(network, plan, target.abilities), path)
                 paths[form] = path
             forms = FORMS[name.split()[-1]]
             found += [(runtime, name, form, paths[form], paths["float32"]) for form in forms]

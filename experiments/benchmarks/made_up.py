@@ -14,7 +14,7 @@ from autocompress.engine.proposers.guided.allocation import total
 from autocompress.engine.proposers.guided.cost_tables import cost_tables
 from autocompress.engine.proposers.guided.guide import Guide
 from autocompress.engine.proposers.guided.sensitivity import companions_of, groups_of, profile
-from autocompress.engine.proposers.guided.sensitivity_cache import Oracle
+from autocompress.engine.proposers.guided.sensitivity_cache import SensitivityCache
 from autocompress.models.trace import trace
 from autocompress.registry import find_space, resolve_space
 from autocompress.targets import make_target
@@ -24,7 +24,7 @@ __all__ = ["MadeUp", "made_up"]
 
 
 class MadeUp(NamedTuple):
-    """A guide, its space, and what its oracle and its estimate say of a plan."""
+    """A guide, its space, and what its cache and its estimate say of a plan."""
 
     space: SearchSpace
     guide: Guide
@@ -51,9 +51,9 @@ def made_up(name: str) -> MadeUp:
     def size(plan: Plan) -> float:
         return total(tables, {n: space.knobs[n].index(v) for n, v in space.choices(plan).items()})
 
-    oracle = Oracle(effect)
+    cache = SensitivityCache(effect)
     guide = Guide(
-        space, oracle, profile(space, oracle, companions_of(network, space)),
+        space, cache, profile(space, cache, companions_of(network, space)),
         groups_of(network, space), [tables], lambda plan: (size(plan),),
         objectives=1, limits=[math.inf],
     )  # fmt: skip

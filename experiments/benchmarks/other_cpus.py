@@ -36,7 +36,7 @@ from autocompress.models.trace import trace
 from autocompress.targets import make_target
 from autocompress.tasks.fashion_mnist import load
 from autocompress.tasks.images import Images, make_network
-from autocompress.train.loop import Recipe, fit
+from autocompress.train.loop import TrainConfig, fit
 from autocompress.transforms.compressor import Compressor
 
 _HERE = Path(__file__).parent
@@ -78,7 +78,7 @@ def teacher(name: str, images: Images, folder: Path) -> nn.Module:
             tuple(part[:_TRAINED] for part in images.train), images.validation, images.test
         )
         rate, epochs = (0.05, 15) if name == "transformer" else (0.1, 3)
-        recipe = Recipe(epochs=epochs, learning_rate=rate)
+        recipe = TrainConfig(epochs=epochs, learning_rate=rate)
         start = time.perf_counter()
         fit(
             model, some.batches(64, 0), recipe,

@@ -26,7 +26,7 @@ from autocompress.engine.proposers.guided.allocation import solve
 from autocompress.engine.proposers.guided.cost_tables import cost_tables
 from autocompress.engine.proposers.guided.guide import Guide
 from autocompress.engine.proposers.guided.sensitivity import companions_of, groups_of, profile
-from autocompress.engine.proposers.guided.sensitivity_cache import Oracle
+from autocompress.engine.proposers.guided.sensitivity_cache import SensitivityCache
 from autocompress.models.trace import trace
 from autocompress.registry import find_space, resolve_space
 from autocompress.targets import make_target
@@ -49,16 +49,16 @@ def main() -> None:
     builder = target.prepare(network)
     estimator = Estimator(network, target.abilities, builder)
     compressor = Compressor(network, tuple(task.calibration), target.abilities)
-    oracle = Oracle(Effects(compressor))
+    cache = SensitivityCache(Effects(compressor))
     start = time.perf_counter()
-    alone = profile(space, oracle, companions_of(network, space))
+    alone = profile(space, cache, companions_of(network, space))
     costs = cost_tables(space, estimator, ["macs"])["macs"]
     guide = Guide(
-        space, oracle, alone, groups_of(network, space), [costs],
+        space, cache, alone, groups_of(network, space), [costs],
         lambda plan: (float(estimator(plan).macs),), objectives=1, limits=[math.inf],
     )  # fmt: skip
     print(
-        f"{len(space.knobs)} units; profile of {len(oracle.known)} effects and cost tables: "
+        f"{len(space.knobs)} units; profile of {len(cache.known)} effects and cost tables: "
         f"{time.perf_counter() - start:.0f} s"
     )
     whole = estimator(Plan()).macs
@@ -79,7 +79,7 @@ def main() -> None:
 
     def show(name: str, share: float, plan: Plan, seconds: float = 0.0) -> None:
         validation, test = scores(plan)
-        macs, effect = estimator(plan).macs / whole, oracle(plan)
+        macs, effect = estimator(plan).macs / whole, cache(plan)
         print(
             f"{share:.0%} of the MACs, {name}: {macs:.1%}, divergence {effect:.4f}, "
             f"validation {validation:.2%}, test {test:.2%}; {seconds:.0f} s",

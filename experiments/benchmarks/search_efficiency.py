@@ -45,7 +45,7 @@ from autocompress.engine.proposers import make_sampler
 from autocompress.engine.proposers.guided.cost_tables import cost_tables
 from autocompress.engine.proposers.guided.guide import Guide, Observed
 from autocompress.engine.proposers.guided.sensitivity import companions_of, groups_of, profile
-from autocompress.engine.proposers.guided.sensitivity_cache import Oracle
+from autocompress.engine.proposers.guided.sensitivity_cache import SensitivityCache
 from autocompress.models.trace import trace
 from autocompress.registry import find_space, resolve_space
 from autocompress.targets import make_target
@@ -276,37 +276,37 @@ def guided(name, seed, trials, scores, cost, limit, space, network):
     each = np.array(evaluation_seconds(scores, space, network))
     effects = Effects(scores.compressor)
     objective = "size" if scores.model is None else "latency"
-    oracle = Oracle(effects, RUN / f"oracle_{objective}_{seed}.jsonl")
+    cache = SensitivityCache(effects, RUN / f"oracle_{objective}_{seed}.jsonl")
     figure = "size_bytes" if scores.model is None else "latency_ms"
-    alone = profile(space, oracle, companions_of(network, space))
+    alone = profile(space, cache, companions_of(network, space))
 
     def estimate(plan):
         found = scores.estimator(plan)
         return (float(found.size_bytes if scores.model is None else found.latency.ms),)
 
     print(
-        f"  profile: {len(oracle.known)} effects, {oracle.seconds:.0f} s, "
-        f"{oracle.seconds / each[0]:.1f} evaluations of {each[0]:.2f} s, "
-        f"{oracle.seconds / each[1]:.1f} of {each[1]:.2f} s",
+        f"  profile: {len(cache.known)} effects, {cache.seconds:.0f} s, "
+        f"{cache.seconds / each[0]:.1f} evaluations of {each[0]:.2f} s, "
+        f"{cache.seconds / each[1]:.1f} of {each[1]:.2f} s",
         flush=True,
     )
     start = time.perf_counter()
     tables = cost_tables(space, scores.estimator, [figure])
     guide = Guide(
-        space, oracle, alone, groups_of(network, space), [tables[figure]], estimate,
+        space, cache, alone, groups_of(network, space), [tables[figure]], estimate,
         objectives=1, limits=[limit],
     )  # fmt: skip
     thinking = time.perf_counter() - start
     generator = np.random.default_rng(seed)
     proposals = trials - len(observed)
     for _ in range(proposals):
-        before, start = oracle.seconds, time.perf_counter()
+        before, start = cache.seconds, time.perf_counter()
         plan = guide.propose(observed, generator)
-        thinking += time.perf_counter() - start - (oracle.seconds - before)
-        yield plan, tuple(oracle.seconds / each)
+        thinking += time.perf_counter() - start - (cache.seconds - before)
+        yield plan, tuple(cache.seconds / each)
         observed.append(Observed(plan, scores(plan)[0], (cost(plan),)))
     each = f"{thinking / proposals * 1e3:.0f} ms a proposal, tables included"
-    print(f"  thinking {each}; {len(oracle.known)} effects", flush=True)
+    print(f"  thinking {each}; {len(cache.known)} effects", flush=True)
 
 
 if __name__ == "__main__":

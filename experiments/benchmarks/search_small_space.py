@@ -21,7 +21,7 @@ from autocompress.engine.intervals import mean_of
 from autocompress.engine.proposers.guided.cost_tables import cost_tables
 from autocompress.engine.proposers.guided.guide import Guide, Observed
 from autocompress.engine.proposers.guided.sensitivity import companions_of, groups_of, profile
-from autocompress.engine.proposers.guided.sensitivity_cache import Oracle
+from autocompress.engine.proposers.guided.sensitivity_cache import SensitivityCache
 from autocompress.models.trace import trace
 from autocompress.registry import find_space, resolve_space
 from autocompress.targets import make_target
@@ -72,10 +72,10 @@ def main() -> None:
     part = round(0.05 * space.size)
     print(f"{space.size} plans, hypervolume {whole:.4f}; uniform plans {uniform / whole:.2%} of it")
     for seed in options.seeds:
-        oracle = Oracle(Effects(compressor))
-        known = profile(space, oracle, companions_of(network, space))
+        cache = SensitivityCache(Effects(compressor))
+        known = profile(space, cache, companions_of(network, space))
         guide = Guide(
-            space, oracle, known, groups_of(network, space),
+            space, cache, known, groups_of(network, space),
             [cost_tables(space, estimator, ["size_bytes"])["size_bytes"]],
             lambda plan: (float(estimator(plan).size_bytes),), objectives=1, limits=[math.inf],
         )  # fmt: skip

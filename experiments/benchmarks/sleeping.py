@@ -31,7 +31,7 @@ class Task:
 class Forgetful:
     """Learns nothing."""
 
-    def learn(self, lesson, ms) -> None:
+    def learn(self, feedback, ms) -> None:
         pass
 
 

@@ -6,18 +6,18 @@ import pytest
 
 from autocompress.core.plan import Plan
 from autocompress.cost.analytic import energy_mj, latency_ms, roofline
-from autocompress.cost.hardware import Device, device_names, read_device
+from autocompress.cost.hardware import HardwareSpec, hardware_names, read_hardware
 from autocompress.cost.workload import Op, Value, Workload, workload
 from autocompress.errors import InputError
 from autocompress.models.network import Network
 from autocompress.models.students import STUDENTS
 from autocompress.targets import TARGETS
-from autocompress.transforms.dry_run import sketch
+from autocompress.transforms.dry_run import dry_run
 from tests.cost.test_workload import net_of, settings
 
 ORT = TARGETS["onnxruntime"]().abilities
 
-CHIP = Device(
+CHIP = HardwareSpec(
     name="chip", title="chip", macs_per_s={(8, 8): 4e9, (32, 32): 1e9},
     pj_per_mac={(8, 8): 1.0, (32, 32): 10.0}, bytes_per_s=1e9, pj_per_byte=100.0,
     on_chip_bytes=1000, on_chip_bytes_per_s=10e9, on_chip_pj_per_byte=2.0,
@@ -70,8 +70,8 @@ def test_an_unknown_operator_is_an_error_or_said() -> None:
     assert roofline(found, CHIP)[0].bound == "unknown"
 
 
-def figures(net: Network, plan: Plan, device: Device) -> tuple[float, ...]:
-    found = workload(sketch(net, plan, ORT), ORT)
+def figures(net: Network, plan: Plan, device: HardwareSpec) -> tuple[float, ...]:
+    found = workload(dry_run(net, plan, ORT), ORT)
     return (
         found.macs,
         found.weight_bytes,
@@ -81,9 +81,9 @@ def figures(net: Network, plan: Plan, device: Device) -> tuple[float, ...]:
     )
 
 
-@pytest.mark.parametrize("device", [read_device(name) for name in device_names()] + [CHIP])
+@pytest.mark.parametrize("device", [read_hardware(name) for name in hardware_names()] + [CHIP])
 @pytest.mark.parametrize("name", [*STUDENTS, "attention"])
-def test_fewer_channels_or_bits_never_raise_a_cost(name: str, device: Device) -> None:
+def test_fewer_channels_or_bits_never_raise_a_cost(name: str, device: HardwareSpec) -> None:
     net, chance = net_of(name), random.Random(0)
     keeps, widths = [1, 0.75, 0.5, 0.25], [32, 16, 8, 7, 6, 5, 4, 3, 2]
     whole = [(w, 32) for w in widths] + [(w, 8) for w in widths[2:]]
@@ -104,9 +104,9 @@ def test_fewer_channels_or_bits_never_raise_a_cost(name: str, device: Device) ->
 
 
 @pytest.mark.parametrize("name", STUDENTS)
-@pytest.mark.parametrize("device", device_names())
+@pytest.mark.parametrize("device", hardware_names())
 def test_integers_cost_less_than_floats(name: str, device: str) -> None:
-    net, chip = net_of(name), read_device(device)
+    net, chip = net_of(name), read_hardware(device)
     floats, ints = (figures(net, settings(net, 1, w, w), chip) for w in (32, 8))
     assert all(x <= y for x, y in zip(ints, floats, strict=True))
     assert ints[3] < floats[3]
@@ -115,7 +115,7 @@ def test_integers_cost_less_than_floats(name: str, device: str) -> None:
 @pytest.mark.parametrize("name", STUDENTS)
 def test_where_few_bits_pay(name: str) -> None:
     net = net_of(name)
-    fusion, core = read_device("bit-fusion"), read_device("avx2-core")
+    fusion, core = read_hardware("bit-fusion"), read_hardware("avx2-core")
     at = {w: settings(net, 1, w, 8) for w in (8, 4, 2)}
     times = [figures(net, at[w], fusion)[3] for w in (8, 4, 2)]
     assert times[0] > times[1] > times[2]
@@ -123,7 +123,7 @@ def test_where_few_bits_pay(name: str) -> None:
 
 
 def test_costs_are_pure() -> None:
-    found = workload(sketch(net_of("resnet"), Plan(), ORT), ORT)
+    found = workload(dry_run(net_of("resnet"), Plan(), ORT), ORT)
     before = dataclasses.astuple(found.ops[0])
     assert roofline(found, CHIP) == roofline(found, CHIP)
     assert dataclasses.astuple(found.ops[0]) == before

@@ -15,7 +15,7 @@ from autocompress.core.space import SearchSpace
 from autocompress.cost import analytic
 from autocompress.cost.estimate import Estimate, Estimator
 from autocompress.cost.fit_latency import random_plans
-from autocompress.cost.hardware import read_device
+from autocompress.cost.hardware import read_hardware
 from autocompress.cost.latency_model import LatencyModel, Prediction
 from autocompress.cost.latency_terms import terms
 from autocompress.cost.memory import peak_activation_bytes
@@ -24,14 +24,14 @@ from autocompress.models.network import Network
 from autocompress.models.trace import trace
 from autocompress.targets import TARGETS
 from autocompress.transforms.compressor import Compressor
-from autocompress.transforms.dry_run import sketch
+from autocompress.transforms.dry_run import dry_run
 from autocompress.transforms.options import Options
 from tests.targets.support import Attention, Residual, Shuffled, builder, network
 from tests.transforms.nets import Residual as Trained
 from tests.transforms.nets import calibration, trained
 
 ORT = TARGETS["onnxruntime"]().abilities
-CHIP = read_device("cortex-m7")
+CHIP = read_hardware("cortex-m7")
 MODEL = Prediction(2.0, 1.5, 2.5)
 NONE = Prediction(math.nan, math.nan, math.nan)
 WHOLE = Estimate(
@@ -58,7 +58,7 @@ def plans(count: int, of: Network | None = None) -> list[Plan]:
 
 @functools.cache
 def model() -> LatencyModel:
-    drawn = [workload(sketch(net(), plan, ORT), ORT) for plan in plans(40)]
+    drawn = [workload(dry_run(net(), plan, ORT), ORT) for plan in plans(40)]
     return LatencyModel([(terms(work), 0.01 + work.macs * 1e-6) for work in drawn])
 
 
@@ -124,7 +124,7 @@ def test_an_estimate_is_of_the_file_that_would_be_built(target: str, tmp_path: P
     estimator = Estimator(net(), abilities, made)
     for plan in [Plan(), *plans(4)]:
         found = estimator(plan)
-        drawn = sketch(net(), plan, abilities)
+        drawn = dry_run(net(), plan, abilities)
         work = workload(drawn, abilities)
         assert found.size_bytes == made.build(drawn, tmp_path / "file").size_bytes
         assert found.size_bytes == (tmp_path / "file").stat().st_size
@@ -148,14 +148,14 @@ def test_options_are_obeyed() -> None:
 def test_the_latency_is_the_models() -> None:
     estimator = Estimator(net(), ORT, builder("null", net()), model=model())
     for plan in plans(3):
-        drawn = sketch(net(), plan, ORT)
+        drawn = dry_run(net(), plan, ORT)
         assert estimator(plan).latency == model().predict(terms(workload(drawn, ORT)))
 
 
 def test_the_figures_of_a_device() -> None:
     estimator = Estimator(net(), ORT, builder("null", net()), device=CHIP)
     for plan in plans(3):
-        work, found = workload(sketch(net(), plan, ORT), ORT), estimator(plan)
+        work, found = workload(dry_run(net(), plan, ORT), ORT), estimator(plan)
         assert found.device == "cortex-m7"
         assert found.device_latency_ms == analytic.latency_ms(work, CHIP)
         assert found.energy_mj == analytic.energy_mj(work, CHIP)
@@ -197,10 +197,10 @@ def test_measured_trials_refine_the_model() -> None:
     plan = plans(1)[0]
     before = estimator(plan).latency.ms
     for _ in range(8):
-        estimator.learn(estimator.lesson(sketch(net(), plan, ORT)), 1.5 * before)
+        estimator.learn(estimator.feedback(dry_run(net(), plan, ORT)), 1.5 * before)
     assert estimator(plan).latency.ms > 1.25 * before
     without = Estimator(net(), ORT, builder("null", net()))
-    without.learn(without.lesson(sketch(net(), plan, ORT)), 1.0)  # there is nothing to refine
+    without.learn(without.feedback(dry_run(net(), plan, ORT)), 1.0)  # there is nothing to refine
     assert math.isnan(without(plan).latency.ms)
 
 
@@ -210,14 +210,14 @@ def test_sizes_are_right_to_one_percent_once_trials_showed_which_biases_are_long
     compressor = Compressor(of, calibration(), ORT, images=64)
     estimator, fresh = (Estimator(of, ORT, made) for _ in range(2))
     base = Plan({f"{layer.name}/w_bits": 8 for layer in of.layers})
-    estimator.learn(estimator.lesson(compressor.compress(base)), 1.0)
+    estimator.learn(estimator.feedback(compressor.compress(base)), 1.0)
     worst = {"learnt": 0.0, "fresh": 0.0}
     for plan in [base, *plans(12, of)]:
         found = compressor.compress(plan)
         size = len(made.content(found))
         for name, which in (("learnt", estimator), ("fresh", fresh)):
             worst[name] = max(worst[name], abs(which(plan).size_bytes / size - 1))
-        estimator.learn(estimator.lesson(found), 1.0)
+        estimator.learn(estimator.feedback(found), 1.0)
     assert worst["learnt"] < 0.01
     assert worst["fresh"] >= worst["learnt"]
 
@@ -227,10 +227,10 @@ def test_how_long_a_bias_is_decides_where_trials_differed() -> None:
     estimator = Estimator(of, ORT, builder("null", of))
     for keep, long in ((1, {"conv1.bias": 1}), (0.5, {}), (0.75, {"conv1.bias": 1})):
         plan = Plan({"conv1/w_bits": 4} | ({"conv1/keep": keep} if keep < 1 else {}))
-        estimator.learn(estimator.lesson(sketch(of, plan, ORT, long=long)), 1.0)
+        estimator.learn(estimator.feedback(dry_run(of, plan, ORT, long=long)), 1.0)
     for keep, stored in ((0.5, "float16"), (0.625, "float16"), (0.75, None), (1, None)):
         plan = Plan({"conv1/w_bits": 4, "conv1/keep": keep})
-        wanted = sketch(of, plan, ORT, long={} if stored else {"conv1.bias": 1})
+        wanted = dry_run(of, plan, ORT, long={} if stored else {"conv1.bias": 1})
         assert wanted.weights.get("conv1.bias") == stored
         assert estimator(plan).size_bytes == len(builder("null", of).content(wanted))
 
@@ -247,7 +247,7 @@ def test_parts_are_what_each_value_adds(kind: tuple[type[nn.Module], int, int, i
     found = estimator.parts(drawn)
     assert len(found) == len(drawn)
     for plan, parts in zip(drawn, found, strict=True):
-        work = workload(sketch(of, plan, ORT), ORT)
+        work = workload(dry_run(of, plan, ORT), ORT)
         assert summed(parts, "macs") == estimator(plan).macs
         for op in work.ops:
             own = parts[op.output]
@@ -263,7 +263,7 @@ def test_parts_count_the_numbers_of_every_layer() -> None:
     estimator = Estimator(net(), ORT, builder("null", net()))
     for plan in [Plan(), *plans(4)]:
         (parts,) = estimator.parts([plan])
-        drawn = sketch(net(), plan, ORT)
+        drawn = dry_run(net(), plan, ORT)
         for layer in drawn.network.layers:
             own = parts[layer.node]
             assert own["weights"] == drawn.network.params[layer.weight].numel()

@@ -32,7 +32,7 @@ from autocompress.targets.base import Array, OpTime
 from autocompress.targets.null import Null
 from autocompress.targets.onnxruntime import OnnxRuntime
 from autocompress.targets.timing import measure
-from autocompress.transforms.dry_run import sketch
+from autocompress.transforms.dry_run import dry_run
 from tests.targets.support import Residual, Shuffled, builder, network
 
 
@@ -74,7 +74,7 @@ def test_a_calibration_has_baselines_and_random_plans_and_makes_a_model() -> Non
     wanted = [plan for label, plan in space(net).baselines() if label != "uncompressed"]
     wanted += itertools.islice(random_plans(space(net)), 40 - len(wanted))
     for plan, (listed, ms) in zip(wanted, found.samples, strict=True):
-        drawn = sketch(net, plan, Null.abilities)
+        drawn = dry_run(net, plan, Null.abilities)
         assert listed == terms(workload(drawn, Null.abilities))
         assert ms == pytest.approx(0.01 + 1e-6 * len(builder("null", net).content(drawn)))
     model = found.model()
@@ -82,7 +82,7 @@ def test_a_calibration_has_baselines_and_random_plans_and_makes_a_model() -> Non
     assert model.prior == found.rates
     assert found.device["target"] == "null"
     assert found.device["version"] == "null 1"
-    whole = builder("null", net).content(sketch(net, Plan(), Null.abilities))
+    whole = builder("null", net).content(dry_run(net, Plan(), Null.abilities))
     assert found.reference_ms == pytest.approx(0.01 + 1e-6 * len(whole))
 
 
@@ -337,8 +337,8 @@ def test_plans_that_load_faster_take_the_same_time() -> None:
     bench.network, bench.target = net, target
     for plan in itertools.islice(random_plans(space(net)), 12):
         quick = bench._quick(plan)
-        assert terms(workload(sketch(net, quick, target.abilities), target.abilities)) == terms(
-            workload(sketch(net, plan, target.abilities), target.abilities)
+        assert terms(workload(dry_run(net, quick, target.abilities), target.abilities)) == terms(
+            workload(dry_run(net, plan, target.abilities), target.abilities)
         )
         assert all(value >= 8 for _, value in quick.of("w_bits"))
     bench.target = Null()

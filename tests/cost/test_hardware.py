@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from autocompress.cost.hardware import Device, device_names, read_device
+from autocompress.cost.hardware import HardwareSpec, hardware_names, read_hardware
 from autocompress.errors import ConfigError, InputError
 
 GOOD = """\
@@ -28,10 +28,10 @@ source = "a formula"
 """
 
 
-def read(tmp_path: Path, text: str) -> Device:
+def read(tmp_path: Path, text: str) -> HardwareSpec:
     path = tmp_path / "chip.toml"
     path.write_text(text, encoding="utf-8")
-    return read_device(path)
+    return read_hardware(path)
 
 
 def test_a_file_of_ones_own_is_read(tmp_path: Path) -> None:
@@ -39,12 +39,12 @@ def test_a_file_of_ones_own_is_read(tmp_path: Path) -> None:
     assert (device.name, device.on_chip_bytes, device.ram_bytes) == ("chip", 1000, None)
     assert device.static_mw == 0
     assert device.sources["pj_per_mac.w8a8"] == "a formula"
-    assert read_device(str(tmp_path / "chip.toml")) == device
+    assert read_hardware(str(tmp_path / "chip.toml")) == device
 
 
-@pytest.mark.parametrize("name", device_names())
+@pytest.mark.parametrize("name", hardware_names())
 def test_what_ships_is_whole_and_every_figure_has_a_source(name: str) -> None:
-    device = read_device(name)
+    device = read_hardware(name)
     assert device.name == name
     figures = {key for key, value in device._figures() if not (key == "static_mw" and value == 0)}
     assert figures == set(device.sources)
@@ -53,13 +53,13 @@ def test_what_ships_is_whole_and_every_figure_has_a_source(name: str) -> None:
 
 
 def test_what_ships() -> None:
-    assert device_names() == ("avx2-core", "bit-fusion", "cortex-a76", "cortex-m7")
-    assert read_device("cortex-m7").ram_bytes == 320 * 1024
+    assert hardware_names() == ("avx2-core", "bit-fusion", "cortex-a76", "cortex-m7")
+    assert read_hardware("cortex-m7").ram_bytes == 320 * 1024
 
 
-@pytest.mark.parametrize("name", device_names())
+@pytest.mark.parametrize("name", hardware_names())
 def test_fewer_bits_are_never_slower_and_never_cost_more(name: str) -> None:
-    device = read_device(name)
+    device = read_hardware(name)
     for w in range(1, 33):
         for a in range(1, 33):
             for wider in ((min(w + 1, 32), a), (w, min(a + 1, 32))):
@@ -68,7 +68,7 @@ def test_fewer_bits_are_never_slower_and_never_cost_more(name: str) -> None:
 
 
 def test_the_next_wider_pair_runs_what_is_not_listed() -> None:
-    device = read_device("bit-fusion")
+    device = read_hardware("bit-fusion")
     assert device.rate(3, 8) == device.rate(4, 8) == 2 * device.rate(8, 8)
     assert device.rate(5, 7) == device.rate(8, 8)
     assert device.rate(4, 32) == device.rate(16, 8) == device.rate(32, 32)
@@ -79,7 +79,7 @@ def test_the_next_wider_pair_runs_what_is_not_listed() -> None:
 
 def test_a_pair_that_is_listed_runs_as_listed() -> None:
     slow = dataclasses.replace(
-        read_device("avx2-core"), macs_per_s={(4, 8): 1e9, (8, 8): 5e9, (32, 32): 2e9}
+        read_hardware("avx2-core"), macs_per_s={(4, 8): 1e9, (8, 8): 5e9, (32, 32): 2e9}
     )
     assert slow.rate(4, 8) == 1e9
     assert slow.rate(5, 8) == 5e9
@@ -139,13 +139,13 @@ def test_a_section_that_is_no_table(tmp_path: Path) -> None:
 
 def test_unknown_devices_and_missing_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"Unknown device 'cortexa76'. Did you mean 'cortex-a76'"):
-        read_device("cortexa76")
+        read_hardware("cortexa76")
     with pytest.raises(ConfigError, match="must be readable"):
-        read_device(tmp_path / "none.toml")
+        read_hardware(tmp_path / "none.toml")
 
 
 def test_a_device_made_in_python_is_checked_and_frozen() -> None:
-    device = read_device("cortex-m7")
+    device = read_hardware("cortex-m7")
     for change in ({"overhead_us": -1.0}, {"bytes_per_s": math.nan}, {"static_mw": -1.0}):
         with pytest.raises(InputError, match=next(iter(change))):
             dataclasses.replace(device, **change)

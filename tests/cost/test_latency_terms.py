@@ -16,7 +16,7 @@ from autocompress.cost.workload import Op, Value, Workload, workload
 from autocompress.models.network import Network
 from autocompress.models.trace import trace
 from autocompress.targets import TARGETS
-from autocompress.transforms.dry_run import sketch
+from autocompress.transforms.dry_run import dry_run
 from tests.cost.test_workload import net_of, settings, work
 
 NETS = ("resnet", "shuffled", "attention")
@@ -133,7 +133,7 @@ def test_the_layout_of_float_layers_is_a_format() -> None:
     blocks = TARGETS["onnxruntime"]().abilities
     assert blocks.float_block > 1
     families = {
-        t.family for t in terms(workload(sketch(net_of("resnet"), Plan(odd), blocks), blocks))
+        t.family for t in terms(workload(dry_run(net_of("resnet"), Plan(odd), blocks), blocks))
     }
     assert any("plain float" in family for family in families)
 
@@ -201,7 +201,7 @@ def mixed() -> Network:
 
 def of(net: Network, *ints: str) -> tuple[Term, ...]:
     plan = Plan({f"{name}/{knob}": 8 for name in ints for knob in ("w_bits", "a_bits")})
-    return terms(workload(sketch(net, plan, PLAIN), PLAIN))
+    return terms(workload(dry_run(net, plan, PLAIN), PLAIN))
 
 
 def test_a_traced_network_by_hand(mixed: Network) -> None:

@@ -10,7 +10,7 @@ from autocompress.cost.memory import live_bytes, peak_activation_bytes, peak_ope
 from autocompress.cost.workload import Op, Value, Workload, workload
 from autocompress.models.trace import trace
 from autocompress.targets import TARGETS
-from autocompress.transforms.dry_run import sketch
+from autocompress.transforms.dry_run import dry_run
 
 ORT = TARGETS["onnxruntime"]().abilities
 
@@ -122,7 +122,7 @@ def test_a_traced_block_by_hand() -> None:
     whole = 4 * 36
     for bits, size in ((32, 4), (8, 1)):
         plan = Plan({f"{n}/{k}": bits for n in "ab" for k in ("w_bits", "a_bits") if bits < 32})
-        found = workload(sketch(net, plan, ORT), ORT)
+        found = workload(dry_run(net, plan, ORT), ORT)
         assert [o.kind for o in found.ops] == ["conv", "conv", "elementwise"]
         last = 4 if found.values[found.outputs[0]].bits == 32 else 1
         assert live_bytes(found) == (

@@ -17,7 +17,7 @@ from autocompress.models.network import Network
 from autocompress.models.students import STUDENTS
 from autocompress.models.trace import trace
 from autocompress.targets import TARGETS
-from autocompress.transforms.dry_run import sketch
+from autocompress.transforms.dry_run import dry_run
 from tests.targets.support import Attention, Residual, Shuffled, network
 
 ORT = TARGETS["onnxruntime"]().abilities
@@ -45,14 +45,14 @@ def settings(net: Network, keep: float = 1, w: int = 32, a: int = 32) -> Plan:
 
 
 def work(net: Network, plan: Plan | None = None, abilities: Abilities = ORT) -> Workload:
-    return workload(sketch(net, plan or Plan(), abilities), abilities)
+    return workload(dry_run(net, plan or Plan(), abilities), abilities)
 
 
 @pytest.mark.parametrize("keep", [1.0, 0.5])
 @pytest.mark.parametrize("name", NETS)
 def test_macs_are_those_that_torch_counts(name: str, keep: float) -> None:
     net = net_of(name)
-    compressed = sketch(net, settings(net, keep), ORT)
+    compressed = dry_run(net, settings(net, keep), ORT)
     counter = FlopCounterMode(display=False)
     with counter, sdpa_kernel(SDPBackend.MATH):  # the fused kernel is not counted
         compressed.network.run(*net.example_inputs)
@@ -64,7 +64,7 @@ def test_macs_are_those_that_torch_counts(name: str, keep: float) -> None:
 @pytest.mark.parametrize("name", NETS)
 def test_shapes_are_those_of_a_run(name: str) -> None:
     for keep in (1.0, 0.4):
-        compressed = sketch(net_of(name), settings(net_of(name), keep), ORT)
+        compressed = dry_run(net_of(name), settings(net_of(name), keep), ORT)
         sizes: dict[str, int] = {}
 
         def observe(node: torch.fx.Node, value: object, sizes: dict[str, int] = sizes) -> None:
@@ -80,7 +80,7 @@ def test_shapes_are_those_of_a_run(name: str) -> None:
 @pytest.mark.parametrize("keep", [1.0, 0.5])
 def test_layers_are_described_as_their_parameters_say(name: str, keep: float) -> None:
     net = net_of(name)
-    compressed = sketch(net, settings(net, keep, 4, 8), ORT)
+    compressed = dry_run(net, settings(net, keep, 4, 8), ORT)
     ops = {op.name: op for op in workload(compressed, ORT).ops if op.layer}
     assert set(ops) == {layer.name for layer in net.layers}
     nodes = {node.name: node for node in compressed.network.graph.nodes}
@@ -146,7 +146,7 @@ def test_kinds_values_and_fusion_of_a_small_network(branches: Network) -> None:
 
 def test_rounded_tensors_are_stored_at_their_bits_and_views_like_their_source() -> None:
     net = network(Shuffled, 2, 8, 8)
-    compressed = sketch(net, settings(net, 1, 8, 8), ORT)
+    compressed = dry_run(net, settings(net, 1, 8, 8), ORT)
     found = workload(compressed, ORT)
     sources = {op.output: op.inputs[0] for op in found.ops if op.kind == "view" and op.inputs}
     for value in found.values.values():
@@ -215,7 +215,7 @@ def test_formulas_agree_with_the_operators() -> None:
 
 def test_a_workload_takes_few_calls() -> None:
     for name in ("resnet", "shufflenetv2"):
-        compressed, calls = sketch(net_of(name), settings(net_of(name), 0.5), ORT), list[str]()
+        compressed, calls = dry_run(net_of(name), settings(net_of(name), 0.5), ORT), list[str]()
         sys.setprofile(lambda frame, event, what, calls=calls: calls.append(event))
         try:
             workload(compressed, ORT)

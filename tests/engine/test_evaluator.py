@@ -13,7 +13,7 @@ import torch
 from autocompress.core.budget import Budget
 from autocompress.core.plan import Plan, Recipe
 from autocompress.core.score import Score
-from autocompress.cost.hardware import read_device
+from autocompress.cost.hardware import read_hardware
 from autocompress.cost.latency_model import Prediction
 from autocompress.engine import evaluator as evaluating
 from autocompress.engine.evaluator import Evaluator
@@ -232,15 +232,15 @@ def test_what_a_second_try_cannot_mend_is_not_tried_again(tmp_path: Path, error)
 
 
 def test_it_goes_to_another_process_without_model_and_sessions(tmp_path: Path) -> None:
-    evaluator = make_evaluator(tmp_path, device=read_device("cortex-m7"), seed=3)
+    evaluator = make_evaluator(tmp_path, device=read_hardware("cortex-m7"), seed=3)
     score = evaluator(PLAN, Recipe(seed=3))
     copy = cloudpickle.loads(cloudpickle.dumps(evaluator))
     assert not list(copy.task.model.parameters())
     assert copy.directory.is_absolute()
-    found, lesson = copy.evaluate(PLAN, Recipe(seed=3))
+    found, feedback = copy.evaluate(PLAN, Recipe(seed=3))
     same = replace(found, seconds=score.seconds, load_ms=score.load_ms)
     assert same.to_json() == score.to_json()
-    assert {**lesson.long, **lesson.short}.keys() == {"0.bias", "2.bias"}
+    assert {**feedback.long, **feedback.short}.keys() == {"0.bias", "2.bias"}
     assert copy.estimator._long == {}  # what is learnt is learnt by the driver
 
 
@@ -284,7 +284,7 @@ def test_a_failure_keeps_its_estimates(tmp_path: Path) -> None:
 
 
 def test_figures_of_a_device_stand_in_the_score(tmp_path: Path) -> None:
-    device = read_device("cortex-m7")
+    device = read_hardware("cortex-m7")
     evaluator = make_evaluator(tmp_path, device=device)
     found = evaluator.estimate(PLAN)
     score = evaluator(PLAN, Recipe(), "", found)
@@ -321,7 +321,7 @@ def test_a_score_over_budget_has_estimates_alone(tmp_path: Path) -> None:
 
 def test_a_device_decides_what_is_over_budget(tmp_path: Path) -> None:
     budget = Budget(latency_ms=1e-6, max_energy_mj=1e-9)
-    evaluator = make_evaluator(tmp_path, budget=budget, device=read_device("cortex-m7"))
+    evaluator = make_evaluator(tmp_path, budget=budget, device=read_hardware("cortex-m7"))
     evaluator.estimator.model = Model(ms=1e-7)  # of this machine, which is not asked
     found = evaluator.estimate(PLAN)
     assert found.over(budget)
@@ -389,7 +389,7 @@ def test_near_the_line_of_the_budget_it_is_measured_again(
 
 def test_a_budget_on_a_device_is_not_measured_here(tmp_path: Path, measured) -> None:
     evaluator = make_evaluator(
-        tmp_path, budget=Budget(latency_ms=1.0), reference_ms=4.0, device=read_device("cortex-m7")
+        tmp_path, budget=Budget(latency_ms=1.0), reference_ms=4.0, device=read_hardware("cortex-m7")
     )
     asked = measured(0.9, 1.1)
     assert evaluator(PLAN, Recipe()).latency_ms == pytest.approx(1.0)

@@ -10,7 +10,7 @@ from autocompress.core.space import SearchSpace
 from autocompress.engine import scheduler
 from autocompress.engine.loop import drive
 from autocompress.engine.parameters import Parameters
-from autocompress.engine.scheduler import Agenda, due
+from autocompress.engine.scheduler import Scheduler, due
 from autocompress.engine.store import Place
 from autocompress.engine.study import Study, read_study
 from autocompress.errors import TaskError
@@ -348,14 +348,14 @@ class Parallel:
     def __init__(self, most):
         self.most, self.held, self.seen = most, [], []
 
-    def run(self, agenda, evaluator):
-        while not agenda.finished:
-            while len(self.held) < self.most and (job := agenda.next()) is not None:
+    def run(self, scheduler, evaluator):
+        while not scheduler.finished:
+            while len(self.held) < self.most and (job := scheduler.next()) is not None:
                 self.held.append(job)
             self.seen.append([job.plan for job in self.held])
             if self.held:
                 job = self.held.pop()
-                agenda.done(job, evaluator(*job.arguments))
+                scheduler.done(job, evaluator(*job.arguments))
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe", "nsga2", "gp"])
@@ -381,12 +381,12 @@ def test_a_space_is_gone_through_with_jobs_out(tmp_path):
 
 def test_a_job_whose_worker_was_lost_is_given_out_once_more(tmp_path):
     study = study_at(tmp_path / "study.log")
-    agenda = Agenda(study, FakeEvaluator(), 3, lambda _: None)
-    first = agenda.next()
-    agenda.lost(first, "the worker was lost")
+    scheduler = Scheduler(study, FakeEvaluator(), 3, lambda _: None)
+    first = scheduler.next()
+    scheduler.lost(first, "the worker was lost")
     assert study.scores == study.running == []
-    assert agenda.next() is first
-    agenda.lost(first, "the worker was lost")
+    assert scheduler.next() is first
+    scheduler.lost(first, "the worker was lost")
     assert study.scores[0].message == "the worker was lost, twice"
     assert study.scores[0].baseline == "uncompressed"
-    assert agenda.next() is not first
+    assert scheduler.next() is not first

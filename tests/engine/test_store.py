@@ -189,7 +189,7 @@ def test_a_trial_stored_twice_counts_once(place):
     ("url", "error", "text"),
     [
         ("nonsense", ConfigError, "must be a URL such as postgresql"),
-        ("oracle+nothing://a@b/c", RunError, "must answer: oracle"),
+        ("cache+nothing://a@b/c", RunError, "must answer: cache"),
         ("postgresql+pg8000://me:secret@127.0.0.1:9/x", ConfigError, "needs a package"),
         ("sqlite:////nowhere/at/all/x.db", RunError, "must answer: sqlite"),
     ],

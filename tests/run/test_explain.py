@@ -15,7 +15,7 @@ from autocompress.core.score import Score
 from autocompress.cost import analytic
 from autocompress.cost.estimate import Estimator
 from autocompress.cost.fit_latency import random_plans
-from autocompress.cost.hardware import read_device
+from autocompress.cost.hardware import read_hardware
 from autocompress.cost.latency_model import LatencyModel
 from autocompress.cost.latency_terms import features, terms
 from autocompress.cost.workload import workload
@@ -29,7 +29,7 @@ from autocompress.targets import make_target
 from autocompress.targets.base import OpTime
 from autocompress.targets.null import Null
 from autocompress.transforms.compressor import Compressor
-from autocompress.transforms.dry_run import sketch
+from autocompress.transforms.dry_run import dry_run
 
 PLAN = Plan({"stem/keep": 0.5, "stem/w_bits": 4, "mid/a_bits": 8, "mid/w_bits": 8})
 
@@ -71,7 +71,7 @@ def model(space: str = "ptq") -> LatencyModel:
     plans = random_plans(resolve_space(find_space(space), network(), target))
     samples = []
     for plan in islice(plans, 40):
-        found = terms(workload(sketch(network(), plan, target.abilities), target.abilities))
+        found = terms(workload(dry_run(network(), plan, target.abilities), target.abilities))
         samples.append((found, sum(0.01 * n for term in found for _, n in features(term))))
     return LatencyModel(samples)
 
@@ -184,7 +184,7 @@ def test_steps_tell_where_channels_stand_and_what_the_next_one_down_saves(
 
 
 def test_a_devices_figures_stand_beside(monkeypatch) -> None:
-    device = read_device("cortex-m7")
+    device = read_hardware("cortex-m7")
     receipt, estimator, compressor = explained(device=device)
     for after, plan in ((False, Plan()), (True, PLAN)):
         work = estimator.work(compressor.compress(plan))

@@ -13,7 +13,7 @@ from autocompress.errors import ArtifactError, ConfigError, InputError
 from autocompress.models.network import Network
 from autocompress.targets import TARGETS, make_target
 from autocompress.targets.timing import measure
-from autocompress.transforms.dry_run import sketch
+from autocompress.transforms.dry_run import dry_run
 from tests.targets.support import (
     NETS,
     builder,
@@ -218,7 +218,7 @@ def test_profiles(name: str, kind: type, shape: tuple[int, ...], plan: str, tmp_
     if plan == "pruned":
         settings |= {f"{unit.name}/keep": 0.5 for unit in net.units}
     target = TARGETS[name]()
-    compressed = sketch(net, Plan(settings), target.abilities)
+    compressed = dry_run(net, Plan(settings), target.abilities)
     content = builder(name, net).content(compressed, named=True)
     (tmp_path / "named").write_bytes(content)
     session = target.open(tmp_path / "named")

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from autocompress.errors import InputError
-from autocompress.train.loop import Recipe, distillation_loss, fit
+from autocompress.train.loop import TrainConfig, distillation_loss, fit
 
 
 def data(n=200):
@@ -29,7 +29,7 @@ def test_training_learns_and_is_reproducible():
     before, one, two = hits(net()), net(), net()
     for model in (one, two):
         torch.manual_seed(3)
-        fit(model, data, Recipe(epochs=10))
+        fit(model, data, TrainConfig(epochs=10))
     assert hits(one) > max(before, 0.95)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     assert not one.training
@@ -44,7 +44,9 @@ def test_the_best_epoch_is_kept_and_patience_ends_training():
         return next(scores)
 
     model = net()
-    best = fit(model, data, Recipe(epochs=6, patience=2), validate=validate, progress=epochs.append)
+    best = fit(
+        model, data, TrainConfig(epochs=6, patience=2), validate=validate, progress=epochs.append
+    )
     assert best == 0.9
     assert [epoch.number for epoch in epochs] == [1, 2, 3, 4]
     assert epochs[0].score == 0.2
@@ -53,7 +55,7 @@ def test_the_best_epoch_is_kept_and_patience_ends_training():
 
 
 def test_without_validation_the_score_is_nan():
-    assert math.isnan(fit(net(), data, Recipe(epochs=1)))
+    assert math.isnan(fit(net(), data, TrainConfig(epochs=1)))
 
 
 def test_distillation_loss_is_zero_for_equal_logits_and_matches_the_definition():
@@ -68,14 +70,14 @@ def test_distillation_loss_is_zero_for_equal_logits_and_matches_the_definition()
 
 def test_a_student_comes_closer_to_its_teacher():
     teacher, student = net(), nn.Linear(4, 2)
-    fit(teacher, data, Recipe(epochs=10))
+    fit(teacher, data, TrainConfig(epochs=10))
     x = torch.randn(500, 4)
     before = float(distillation_loss(student(x), teacher(x), 1.0).detach())
-    fit(student, data, Recipe(epochs=10, distillation=1.0), teacher=teacher)
+    fit(student, data, TrainConfig(epochs=10, distillation=1.0), teacher=teacher)
     assert float(distillation_loss(student(x), teacher(x), 1.0).detach()) < before
 
 
 @pytest.mark.parametrize("bad", [{"epochs": 0}, {"learning_rate": 0}, {"distillation": 2}])
 def test_recipes_are_checked(bad):
     with pytest.raises(InputError):
-        Recipe(**bad)
+        TrainConfig(**bad)

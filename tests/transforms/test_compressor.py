@@ -28,7 +28,7 @@ def uniform(network: Network, **knobs: float) -> Plan:
 
 
 def divergence(network: Network, found: Compressed) -> float:
-    """KL of the simulated outputs to the teacher's, held-out images."""
+    """KL of the simulated outputs to the reference's, held-out images."""
     wanted, got = (run(held_out()).log_softmax(1) for run in (network, found))
     return float((wanted.exp() * (wanted - got)).sum(1).mean())
 
@@ -241,7 +241,7 @@ def error_of(network: Network, plan: Plan, x: Tensor, **options: bool) -> float:
 def test_rows_are_sampled_from_all_positions() -> None:
     x = torch.randn(64, 7, 6) * torch.arange(1, 8)[:, None]  # positions differ
     network = trace(Tokens().eval(), (x[:1],))
-    sampled = Compressor(network, [(x,)], PLAIN).teacher.targets["fc"].samples
+    sampled = Compressor(network, [(x,)], PLAIN).reference.targets["fc"].samples
     assert sampled.rows == 64 * 7
     assert int(sampled.written.max()) > 64 * 6
     plan = Plan({"fc/w_bits": 3})

@@ -18,7 +18,7 @@ from autocompress.models.students import STUDENTS
 from autocompress.models.trace import trace
 from autocompress.targets import TARGETS, Target
 from autocompress.transforms.compressor import Compressed, Compressor, Options, QuantizedWeight
-from autocompress.transforms.dry_run import sketch
+from autocompress.transforms.dry_run import dry_run
 from autocompress.transforms.reconstruct.layer import LIMIT_COLUMNS
 from tests.targets.support import Attention, Shuffled
 from tests.targets.support import builder as builder_of
@@ -130,11 +130,11 @@ def test_shapes_and_forms_are_those_of_compressing(name: str, options: Options) 
     compressor = Compressor(net, data, abilities, options, images=64)
     for plan in plans(net, 5):
         real = compressor.compress(plan)
-        drawn = sketch(net, plan, abilities, options, long=long_of(real))
+        drawn = dry_run(net, plan, abilities, options, long=long_of(real))
         assert drawn.plan == plan
         assert shapes(drawn) == shapes(real)
         assert forms(drawn) == forms(real)
-        assert forms(sketch(net, plan, abilities, options), False) == forms(real, False)
+        assert forms(dry_run(net, plan, abilities, options), False) == forms(real, False)
         assert {name: r.bits for name, r in drawn.activations.items()} == {
             name: r.bits for name, r in real.activations.items()
         }
@@ -149,15 +149,15 @@ def test_shapes_and_forms_are_those_of_compressing(name: str, options: Options) 
                 for name, code in found.weights.items()
                 if isinstance(code, QuantizedWeight)
             }
-            for drawn_by, found in (("real", real), ("sketch", drawn))
+            for drawn_by, found in (("real", real), ("dry_run", drawn))
         }
-        assert exact["sketch"] == exact["real"]
+        assert exact["dry_run"] == exact["real"]
         drawn.network.run(*net.example_inputs)  # and it runs
 
 
 def test_a_plan_that_sets_nothing_changes_nothing() -> None:
     net = trained(Residual)
-    found = sketch(net, Plan(), EDGES)
+    found = dry_run(net, Plan(), EDGES)
     assert not found.weights
     assert not found.activations
     assert torch.equal(found(*net.example_inputs), net(*net.example_inputs))
@@ -169,7 +169,7 @@ def test_the_network_stays_as_it_is_and_results_repeat(name: str) -> None:
     params = {name: value.clone() for name, value in net.params.items()}
     graph = str(net.graph)
     for plan in plans(net, 3, seed=5):
-        first, second = (sketch(net, plan, EDGES) for _ in range(2))
+        first, second = (dry_run(net, plan, EDGES) for _ in range(2))
         for key, value in first.network.params.items():
             assert torch.equal(value, second.network.params[key])
         for key, code in first.weights.items():
@@ -188,7 +188,7 @@ def test_the_network_stays_as_it_is_and_results_repeat(name: str) -> None:
 def test_codes_use_all_of_their_bits_and_lie_on_their_grid() -> None:
     net = trained(Residual)
     for bits in range(2, 9):
-        found = sketch(net, Plan({"conv2/w_bits": bits}), PLAIN)
+        found = dry_run(net, Plan({"conv2/w_bits": bits}), PLAIN)
         code = found.weights["conv2.weight"]
         assert isinstance(code, QuantizedWeight)
         assert len(np.unique(code.codes)) == 2**bits
@@ -203,13 +203,13 @@ def test_ranges_start_at_zero_where_the_uncompressed_tensor_does() -> None:
     plan = Plan({f"{x.name}/{k}": 8 for x in net.layers for k in ("w_bits", "a_bits")})
     bare = Abilities(BITS, (8, 32), quantized_outputs=frozenset({"conv", "depthwise", "grouped"}))
     for abilities in (EDGES, bare):
-        for name, found in sketch(net, plan, abilities).activations.items():
+        for name, found in dry_run(net, plan, abilities).activations.items():
             least, greatest = net.example_ranges[name]
             assert (found.zero_point == 0) == (least >= 0)
             assert found.scale == pytest.approx(
                 (max(greatest, 0) - min(least, 0)) / 255, rel=1e-3, abs=2.0**-20
             )
-    points = {r.zero_point == 0 for r in sketch(net, plan, bare).activations.values()}
+    points = {r.zero_point == 0 for r in dry_run(net, plan, bare).activations.values()}
     assert points == {True, False}
 
 
@@ -218,7 +218,7 @@ def test_biases_that_are_known_to_be_long_stay_in_float32(bits: int) -> None:
     net = trained(Residual)
     plan = Plan({f"{layer.name}/w_bits": bits for layer in net.layers})
     for least, stored in ((None, "float16"), (16, None), (17, "float16")):
-        found = sketch(net, plan, PLAIN, long={"conv1.bias": least} if least else None)
+        found = dry_run(net, plan, PLAIN, long={"conv1.bias": least} if least else None)
         assert found.weights.get("conv1.bias") == stored
         value = found.network.params["conv1.bias"]
         assert torch.equal(value, value.half().float()) == (stored == "float16")
@@ -239,7 +239,7 @@ def excess(
         for plan in plans(net, count):
             real = compressor.compress(plan)
             long = long_of(real) if known else None
-            drawn = sketch(net, plan, target.abilities, options, long=long)
+            drawn = dry_run(net, plan, target.abilities, options, long=long)
             found.append(len(builder.content(drawn)) / len(builder.content(real)) - 1)
     return found
 

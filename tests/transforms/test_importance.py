@@ -10,7 +10,7 @@ from autocompress.transforms.importance import (
 )
 from autocompress.transforms.reconstruct.gram import moments
 from autocompress.transforms.reconstruct.least_squares import ridged
-from autocompress.transforms.reference import Teacher
+from autocompress.transforms.reference import Reference
 
 from .nets import Mixer, Residual, calibration, trained
 
@@ -78,7 +78,7 @@ def test_magnitudes_are_sums_over_all_producers(power: int) -> None:
 @pytest.mark.parametrize("kind", [Residual, Mixer])
 def test_every_unit_has_an_order(kind: type[torch.nn.Module]) -> None:
     network = trained(kind)
-    orders = energy_orders(Teacher(network, calibration()))
+    orders = energy_orders(Reference(network, calibration()))
     for unit in network.units:
         assert sorted(orders[unit.name]) == list(range(unit.channels))
 

@@ -105,7 +105,7 @@ def laid_out(network: Network) -> Network:
 @pytest.mark.parametrize("abilities", [PLAIN, EDGES])
 def test_effects_are_those_of_the_compressed_network(name: str, abilities: Abilities) -> None:
     found = compressor(name, abilities)
-    inputs, wanted = found.teacher.inputs, found.teacher.outputs
+    inputs, wanted = found.reference.inputs, found.reference.outputs
     effect = Effects(found, limit_bytes=0)
     far = []
     for plan in plans(found.network, 6):
@@ -258,7 +258,7 @@ def test_a_plan_that_makes_outputs_infinite_is_infinitely_far() -> None:
     network = trace(model, (torch.ones(1, 4),))
     found = Compressor(network, [(torch.rand(32, 4),)], EDGES, Options(refit=False, bn=False))
     plan = Plan({"fc/w_bits": 16})
-    assert not bool(torch.isfinite(found.compress(plan)(*found.teacher.inputs)).all())
+    assert not bool(torch.isfinite(found.compress(plan)(*found.reference.inputs)).all())
     assert Effects(found)(plan) == math.inf
 
 
@@ -274,10 +274,10 @@ def test_what_is_compressed_tells_its_effect(name: str) -> None:
 def test_another_process_compresses_alike(name: str) -> None:
     found = compressor(name)
     network = pickle.loads(pickle.dumps(found.network))
-    other = Compressor(network, [found.teacher.inputs], found.abilities, found.options)
+    other = Compressor(network, [found.reference.inputs], found.abilities, found.options)
     for plan in plans(found.network, 3):
         one, two = found.compress(plan), other.compress(plan)
         assert one.effect == pytest.approx(two.effect, rel=1e-4, abs=1e-7)
-        assert {t.other for t in found.teacher.targets.values()} == {
-            t.other for t in other.teacher.targets.values()
+        assert {t.other for t in found.reference.targets.values()} == {
+            t.other for t in other.reference.targets.values()
         }

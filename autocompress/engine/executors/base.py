@@ -1,8 +1,8 @@
-"""What an executor is: the way in which an agenda's jobs are evaluated."""
+"""What an executor is: the way in which a scheduler's jobs are evaluated."""
 
 from typing import TYPE_CHECKING, Protocol
 
-from autocompress.engine.scheduler import Agenda
+from autocompress.engine.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from autocompress.engine.evaluator import Evaluator
@@ -11,9 +11,9 @@ __all__ = ["Executor"]
 
 
 class Executor(Protocol):
-    """Evaluates what an agenda gives out, until it has nothing more."""
+    """Evaluates what a scheduler gives out, until it has nothing more."""
 
-    def run(self, agenda: Agenda, evaluator: "Evaluator") -> None:
+    def run(self, scheduler: Scheduler, evaluator: "Evaluator") -> None:
         """Take jobs, have them evaluated, and hand their scores back.
 
         Ctrl-C once: no more jobs are taken, those that are out are finished and recorded, and

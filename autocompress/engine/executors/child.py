@@ -12,7 +12,7 @@ from typing import Any
 
 import autocompress
 from autocompress.engine.executors.reaper import MARK
-from autocompress.engine.executors.worker import Answer, Parcel, unpack
+from autocompress.engine.executors.worker import Answer, Payload, unpack
 from autocompress.engine.scheduler import Job
 from autocompress.errors import AutocompressError
 
@@ -33,7 +33,7 @@ class Child:
     ``seconds``: what a trial may take, None for no limit; ``mark``: what a reaper knows it by.
     """
 
-    def __init__(self, parcel: Parcel, seconds: float | None, mark: str) -> None:
+    def __init__(self, payload: Payload, seconds: float | None, mark: str) -> None:
         self._seconds = seconds
         ours, theirs = socket.socketpair()
         root = str(Path(autocompress.__file__).parents[1])
@@ -50,7 +50,7 @@ class Child:
         self._pipe: Connection[Any, Any] = Connection(ours.detach())
         self._ready = False
         with contextlib.suppress(OSError):  # it ended at once: the first question shows it
-            self._pipe.send(parcel)
+            self._pipe.send(payload)
 
     def __call__(self, job: Job) -> Answer:
         """Evaluate a plan; raise TimeLimitError after its time, LostError if the process ends."""
@@ -112,9 +112,9 @@ def _main(handle: int, parent: int) -> None:
     pipe: Connection[Any, Any] = Connection(handle)
     quiet = (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt)
     with contextlib.suppress(*quiet):
-        parcel = pipe.recv()
+        payload = pipe.recv()
         try:
-            worker = unpack(parcel)
+            worker = unpack(payload)
         except AutocompressError as error:
             pipe.send(error)
             return

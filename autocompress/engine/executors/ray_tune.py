@@ -1,4 +1,4 @@
-"""Many workers: a ray.tune run whose searcher is the agenda and whose trainable is a worker.
+"""Many workers: a ray.tune run whose searcher is the scheduler and whose trainable is a worker.
 
 The study stays the only truth: of Tune's own records nothing is kept. Trials are given to places,
 as many as there are workers, and each place asks for resources a little different from all others',
@@ -35,7 +35,7 @@ from autocompress.engine.executors.interrupts import deferred
 from autocompress.engine.executors.reaper import MARK, reaped
 from autocompress.engine.executors.slots import share_of, slots
 from autocompress.engine.executors.worker import Answer, pack, receive, threads_limited, unpack
-from autocompress.engine.scheduler import Agenda, Job
+from autocompress.engine.scheduler import Job, Scheduler
 from autocompress.errors import AutocompressError, InputError, TaskError
 from autocompress.models.trace import silence
 
@@ -66,7 +66,7 @@ class Trainable(tune.Trainable):
     """A worker, which Tune gives one job after another."""
 
     def setup(self, config: dict[str, Any], **given: Any) -> None:
-        """Make the worker of a ``parcel``, and find out how many slots its machine has.
+        """Make the worker of a ``payload``, and find out how many slots its machine has.
 
         ``seconds``: what a trial may take; ``key``: of the slots.
         """
@@ -77,7 +77,7 @@ class Trainable(tune.Trainable):
         self._slots = max([int(resources.get("CPU", 1)) for resources in found], default=1)
         self._trouble = ""
         try:
-            self._worker = unpack(given["parcel"])
+            self._worker = unpack(given["payload"])
         except AutocompressError as error:
             self._trouble = str(error)
 
@@ -111,11 +111,11 @@ def _in_time(seconds: float | None) -> Iterator[None]:
 
 
 class _Searcher(tune.search.Searcher):
-    """Gives Tune the agenda's jobs, and takes note of workers that were lost."""
+    """Gives Tune the scheduler's jobs, and takes note of workers that were lost."""
 
-    def __init__(self, agenda: Agenda, seconds: float | None, workers: int) -> None:
+    def __init__(self, scheduler: Scheduler, seconds: float | None, workers: int) -> None:
         super().__init__()
-        self._agenda, self._seconds = agenda, seconds
+        self._agenda, self._seconds = scheduler, seconds
         self._free = list(range(workers))
         self._jobs: dict[str, tuple[Job, int]] = {}
         self._given: dict[str, float] = {}
@@ -186,8 +186,8 @@ class _Searcher(tune.search.Searcher):
 class _Answers(tune.Callback):
     """Takes answers out of Tune's results as they come, so that Tune keeps none of them."""
 
-    def __init__(self, searcher: _Searcher, agenda: Agenda, evaluator: "Evaluator") -> None:
-        self._searcher, self._agenda, self._evaluator = searcher, agenda, evaluator
+    def __init__(self, searcher: _Searcher, scheduler: Scheduler, evaluator: "Evaluator") -> None:
+        self._searcher, self._agenda, self._evaluator = searcher, scheduler, evaluator
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Take note of when a job began."""
@@ -221,30 +221,30 @@ class Tuned:
         if not ray.is_initialized():
             _check_address(execution.ray_address)
 
-    def run(self, agenda: Agenda, evaluator: "Evaluator") -> None:
-        """Evaluate until the agenda gives out nothing more."""
-        if agenda.finished:
+    def run(self, scheduler: Scheduler, evaluator: "Evaluator") -> None:
+        """Evaluate until the scheduler gives out nothing more."""
+        if scheduler.finished:
             return
-        parcel = pack(evaluator, self.execution.trial_memory_bytes)
+        payload = pack(evaluator, self.execution.trial_memory_bytes)
         seconds = self.execution.trial_seconds
         with (
-            deferred(agenda.interrupted),
+            deferred(scheduler.interrupted),
             tempfile.TemporaryDirectory(prefix="autocompress-") as folder,
             self._cluster(Path(folder)) as workers,
             threads_limited(1),
             contextlib.ExitStack() as ours,
         ):
-            searcher, key = _Searcher(agenda, seconds, workers), Path(folder).name
+            searcher, key = _Searcher(scheduler, seconds, workers), Path(folder).name
             ours.enter_context(_settings(searcher.starved))
-            made = tune.with_parameters(Trainable, parcel=parcel, seconds=seconds, key=key)
+            made = tune.with_parameters(Trainable, payload=payload, seconds=seconds, key=key)
             tune.run(
-                tune.with_resources(made, _resources(agenda, workers)),
+                tune.with_resources(made, _resources(scheduler, workers)),
                 search_alg=searcher,
                 num_samples=-1,
                 reuse_actors=True,
                 storage_path=folder,
                 name="run",
-                callbacks=[_Answers(searcher, agenda, evaluator)],
+                callbacks=[_Answers(searcher, scheduler, evaluator)],
                 trial_dirname_creator=lambda trial: trial.trial_id,
                 verbose=0,
                 raise_on_failed_trial=False,
@@ -265,7 +265,7 @@ class Tuned:
                     ours.enter_context(mock.patch.dict(os.environ, {MARK: folder.name}))
                 ours.callback(ray.shutdown)
                 try:
-                    # the dead are told by the agenda
+                    # the dead are told by the scheduler
                     deaf = mock.patch.object(ray_worker, "listen_error_messages")
                     with silence(), deaf:
                         ray.init(
@@ -319,13 +319,13 @@ def _cluster_resources() -> dict[str, float]:
     return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
 
 
-def _resources(agenda: Agenda, workers: int) -> Callable[[Any], tune.PlacementGroupFactory]:
+def _resources(scheduler: Scheduler, workers: int) -> Callable[[Any], tune.PlacementGroupFactory]:
     """Return what the place of a configuration asks for: a CPU, and what GPU its rungs may need.
 
     A CPU less a ten thousandth, the least that Ray counts, for each place before it.
     """
     gpus = _cluster_resources().get("GPU", 0.0)
-    gpu = min(max(share_of(rung).gpu for rung in agenda.rungs), gpus / workers)
+    gpu = min(max(share_of(rung).gpu for rung in scheduler.rungs), gpus / workers)
     more = {"GPU": gpu} if gpu else {}
     return lambda config: tune.PlacementGroupFactory(
         [{"CPU": 1 - _LEAST * (config.get("place", 0) % 5000), **more}]

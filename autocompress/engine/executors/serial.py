@@ -8,7 +8,7 @@ from autocompress.core.execution import Execution
 from autocompress.engine.executors.heartbeats import Marker
 from autocompress.engine.executors.interrupts import deferred
 from autocompress.engine.executors.reaper import reaped
-from autocompress.engine.scheduler import Agenda, Job
+from autocompress.engine.scheduler import Job, Scheduler
 
 if TYPE_CHECKING:
     from autocompress.engine.evaluator import Evaluator
@@ -25,31 +25,31 @@ class Serial:
         self._child: Child | None = None
         self._marker: Marker | None = None
 
-    def run(self, agenda: Agenda, evaluator: "Evaluator") -> None:
-        """Evaluate until the agenda gives out nothing more."""
+    def run(self, scheduler: Scheduler, evaluator: "Evaluator") -> None:
+        """Evaluate until the scheduler gives out nothing more."""
         evaluate = self._in_child if self.execution.limited else self._here
         with contextlib.ExitStack() as ours:
             if self.execution.limited:
                 self._mark = secrets.token_hex(8)
                 ours.enter_context(reaped(self._mark))
             ours.callback(self._close)
-            while (job := agenda.next()) is not None:
-                with deferred(agenda.interrupted):
-                    evaluate(agenda, evaluator, job)
+            while (job := scheduler.next()) is not None:
+                with deferred(scheduler.interrupted):
+                    evaluate(scheduler, evaluator, job)
 
     def _close(self) -> None:
         if self._child is not None:
             self._child.close()
             self._child = None
 
-    def _here(self, agenda: Agenda, evaluator: "Evaluator", job: Job) -> None:
+    def _here(self, scheduler: Scheduler, evaluator: "Evaluator", job: Job) -> None:
         if self._marker is None:
             self._marker = Marker(evaluator.directory)
         with self._marker.busy(job):
             found = evaluator.effect(job.plan) if job.question else evaluator(*job.arguments)
-        agenda.done(job, found)
+        scheduler.done(job, found)
 
-    def _in_child(self, agenda: Agenda, evaluator: "Evaluator", job: Job) -> None:
+    def _in_child(self, scheduler: Scheduler, evaluator: "Evaluator", job: Job) -> None:
         from autocompress.engine.executors.child import Child, LostError, TimeLimitError
         from autocompress.engine.executors.worker import pack, receive
 
@@ -63,9 +63,9 @@ class Serial:
             answer = self._child(job)
         except LostError as error:
             self._child = None
-            agenda.lost(job, str(error))
+            scheduler.lost(job, str(error))
         except TimeLimitError as error:
             self._child = None
-            agenda.failed(job, str(error))
+            scheduler.failed(job, str(error))
         else:
-            agenda.done(job, receive(evaluator, job, answer))
+            scheduler.done(job, receive(evaluator, job, answer))

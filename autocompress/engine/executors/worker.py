@@ -1,6 +1,6 @@
 """Workers: evaluating plans away from the driver, in a process that may be lost.
 
-A worker is made of a parcel that the driver packed, once for all of them. It works in a folder of
+A worker is made of a payload that the driver packed, once for all of them. It works in a folder of
 its own and answers with the file's bytes, so that the driver alone writes into the run directory
 and no file system need be shared.
 """
@@ -21,7 +21,7 @@ import torch
 
 from autocompress.core.files import write_whole
 from autocompress.core.score import Score
-from autocompress.cost.estimate import Lesson
+from autocompress.cost.estimate import Feedback
 from autocompress.engine.executors.heartbeats import Marker
 from autocompress.engine.proposers.guided.sensitivity_cache import Effect
 from autocompress.engine.scheduler import Job
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     from autocompress.engine.evaluator import Evaluator
 
 __all__ = [
-    "Answer", "Parcel", "Worker", "memory_limited", "pack", "receive", "threads_limited", "unpack",
+    "Answer", "Payload", "Worker", "memory_limited", "pack", "receive", "threads_limited", "unpack",
 ]  # fmt: skip
 
 _WANT = re.compile(r"MemoryError|bad_alloc|[aA]lloc(ate|ation|ator)")
 
 
-class Parcel(NamedTuple):
+class Payload(NamedTuple):
     """What makes a worker: where modules lie, a trial's memory in bytes, the pickled evaluator."""
 
     path: list[str]
@@ -51,18 +51,18 @@ class Answer:
     """What a worker found, what there is to learn from a score, and the file's bytes."""
 
     found: Score | Effect
-    lesson: Lesson | None = None
+    feedback: Feedback | None = None
     content: bytes = b""
 
 
-def pack(evaluator: "Evaluator", memory_bytes: int | None = None) -> Parcel:
+def pack(evaluator: "Evaluator", memory_bytes: int | None = None) -> Payload:
     """Return all that a worker needs; raise TaskError for a task that cannot be sent.
 
     Functions and classes of a user's script travel with it; those of modules are imported.
     ``memory_bytes``: what a trial may take beyond what the worker holds before.
     """
     try:
-        return Parcel(list(sys.path), memory_bytes, cloudpickle.dumps(evaluator))
+        return Payload(list(sys.path), memory_bytes, cloudpickle.dumps(evaluator))
     except Exception as error:  # whatever the user's objects raise
         raise TaskError(
             "A task that other processes evaluate must go through pickle: "
@@ -73,11 +73,11 @@ def pack(evaluator: "Evaluator", memory_bytes: int | None = None) -> Parcel:
 class Worker:
     """Evaluates plans, one after another."""
 
-    def __init__(self, parcel: Parcel) -> None:
-        check_memory_limit(parcel.memory_bytes)
-        self._memory_bytes = parcel.memory_bytes
-        sys.path.extend(place for place in parcel.path if place not in sys.path)
-        self.evaluator: Evaluator = cloudpickle.loads(parcel.evaluator)  # the driver's own
+    def __init__(self, payload: Payload) -> None:
+        check_memory_limit(payload.memory_bytes)
+        self._memory_bytes = payload.memory_bytes
+        sys.path.extend(place for place in payload.path if place not in sys.path)
+        self.evaluator: Evaluator = cloudpickle.loads(payload.evaluator)  # the driver's own
         self._marker = Marker(self.evaluator.directory)
         self._home, reference = self.evaluator.directory, self.evaluator.reference_path
         with self._folder() as folder:
@@ -107,10 +107,10 @@ class Worker:
         try:
             with self._folder() as folder:
                 with memory_limited(self._memory_bytes):
-                    score, lesson = self.evaluator.evaluate(*job.arguments)
+                    score, feedback = self.evaluator.evaluate(*job.arguments)
                 if score.outcome == "ok":
                     content = (folder / "artifacts" / score.artifact).read_bytes()
-                    return Answer(score, lesson, content)
+                    return Answer(score, feedback, content)
         except OSError as error:  # a full disk, a folder that someone removed
             message = f"A worker's folder must be writable: {error}."
             failed = self.evaluator.failed(job.plan, job.recipe, job.baseline, message)
@@ -121,10 +121,10 @@ class Worker:
         return Answer(score)
 
 
-def unpack(parcel: Parcel) -> Worker:
-    """Return the worker that a parcel makes; raise TaskError for one that cannot be made here."""
+def unpack(payload: Payload) -> Worker:
+    """Return the worker that a payload makes; raise TaskError for one that cannot be made here."""
     try:
-        return Worker(parcel)
+        return Worker(payload)
     except AutocompressError:
         raise
     except Exception as error:  # a module that is not found, whatever the user's objects raise
@@ -139,8 +139,8 @@ def receive(evaluator: "Evaluator", job: Job, answer: Answer) -> Score | Effect:
             write_whole(evaluator.path(job.plan, job.recipe), answer.content)
         except RunError as error:
             return evaluator.failed(job.plan, job.recipe, job.baseline, str(error))
-        if answer.lesson is not None:
-            evaluator.estimator.learn(answer.lesson, found.latency_ms)
+        if answer.feedback is not None:
+            evaluator.estimator.learn(answer.feedback, found.latency_ms)
     return found
 
 

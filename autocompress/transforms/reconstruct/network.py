@@ -30,7 +30,7 @@ from autocompress.transforms.reconstruct.layer import (
     rounded_bias,
     widened,
 )  # fmt: skip
-from autocompress.transforms.reference import Teacher
+from autocompress.transforms.reference import Reference
 
 __all__ = ["Rebuilt", "rebuild"]
 
@@ -54,7 +54,7 @@ class Rebuilt:
 
 @torch.no_grad()
 def rebuild(
-    teacher: Teacher,
+    reference: Reference,
     network: Network,
     plan: Plan,
     tensors: Mapping[str, int],
@@ -64,13 +64,13 @@ def rebuild(
     *,
     known: Mapping[str, Any] | None = None,
 ) -> Rebuilt:
-    """Repair and round the layers of ``network``, the teacher's sliced copy, in order.
+    """Repair and round the layers of ``network``, the reference's sliced copy, in order.
 
     ``tensors``: bits by name of the node of every tensor that is rounded; ``slices``: what each
     parameter keeps. Layers before the first change stay as they are, to the bit. ``known``: the
-    teacher's values by node, which are not computed again there; with it, outputs are returned.
+    reference's values by node, which are not computed again there; with it, outputs are returned.
     """
-    return _Pass(teacher, network, plan, tensors, slices, options, abilities).run(known)
+    return _Pass(reference, network, plan, tensors, slices, options, abilities).run(known)
 
 
 def _last(value: Tensor) -> Tensor:
@@ -79,11 +79,11 @@ def _last(value: Tensor) -> Tensor:
 
 
 class _Pass:
-    """The state of one pass: values by node, and which of them differ from the teacher's."""
+    """The state of one pass: values by node, and which of them differ from the reference's."""
 
     def __init__(
         self,
-        teacher: Teacher,
+        reference: Reference,
         network: Network,
         plan: Plan,
         tensors: Mapping[str, int],
@@ -91,7 +91,7 @@ class _Pass:
         options: Options,
         abilities: Abilities,
     ) -> None:
-        self.teacher, self.tensors = teacher, tensors
+        self.reference, self.tensors = reference, tensors
         self.slices, self.options, self.abilities = slices, options, abilities
         self.nodes = list(network.graph.nodes)
         self.layers = {layer.node: layer for layer in network.layers}
@@ -127,7 +127,7 @@ class _Pass:
             ]
             first = min(changes, default=len(self.nodes) - 1)
             self.values = dict(known)
-        feed = iter(self.teacher.inputs)
+        feed = iter(self.reference.inputs)
         outputs: tuple[Any, ...] = ()
         for place, node in enumerate(self.nodes):
             value = next(feed) if node.op == "placeholder" else None
@@ -224,7 +224,7 @@ class _Pass:
 
     def _repair(self, layer: Layer, node: fx.Node, source: fx.Node, kernel: Kernel | None) -> None:
         """Give a layer its new parameters, if anything before it or in it changes."""
-        target = self.teacher.targets[layer.name]
+        target = self.reference.targets[layer.name]
         assert isinstance(node.args[1], fx.Node)
         assert isinstance(node.args[2], fx.Node)
         fixed = len(node.args[1].users) > 1  # what it is for one, it is for all

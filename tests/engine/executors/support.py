@@ -15,7 +15,12 @@ SPACE = SearchSpace({"0/keep": (0.5, 0.75, 1.0), "0/w_bits": (2, 4, 8), "2/w_bit
 
 
 def searched(
-    directory: Path, executor, trials: int, evaluate=None, progress=lambda _: None, oracle=None
+    directory: Path,
+    executor,
+    trials: int,
+    evaluate=None,
+    progress=lambda _: None,
+    cache=None,
 ):
     """Search and return the study; the evaluator's task has ``evaluate``."""
     (directory / "artifacts").mkdir(parents=True, exist_ok=True)
@@ -27,5 +32,5 @@ def searched(
         budget=Budget(),
     )
     evaluator = make_evaluator(directory, evaluate=evaluate)
-    drive(study, evaluator, trials, progress, executor=executor, oracle=oracle)
+    drive(study, evaluator, trials, progress, executor=executor, cache=cache)
     return study

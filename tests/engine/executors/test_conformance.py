@@ -1,4 +1,4 @@
-"""Every executor evaluates what the agenda gives out, once, and survives what trials do to it."""
+"""Every executor evaluates what the scheduler gives out, once, whatever trials do to it."""
 
 import contextlib
 import hashlib
@@ -16,7 +16,7 @@ from autocompress.core.execution import Execution
 from autocompress.core.plan import Plan
 from autocompress.engine.executors import Serial, make_executor, worker
 from autocompress.engine.proposers.guided.sensitivity import questions
-from autocompress.engine.proposers.guided.sensitivity_cache import Oracle
+from autocompress.engine.proposers.guided.sensitivity_cache import SensitivityCache
 from autocompress.errors import TaskError
 from autocompress.transforms.sensitivity import Effects
 from tests.engine.executors.support import SPACE, searched
@@ -85,14 +85,14 @@ def test_all_is_evaluated_once_and_as_anywhere(tmp_path, make, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_questions_are_answered_before_the_sampler_is_asked(tmp_path, make, name):
-    oracle, told = Oracle(None, wanted=questions(SPACE, {})), []
-    study = searched(tmp_path, make(name), 20, progress=told.append, oracle=oracle)
+    cache, told = SensitivityCache(None, wanted=questions(SPACE, {})), []
+    study = searched(tmp_path, make(name), 20, progress=told.append, cache=cache)
     assert study.completed == 20
     direct = Effects(make_evaluator(tmp_path).compressor)
-    assert oracle.known == {plan: pytest.approx(direct(plan)) for plan in oracle.wanted}
-    assert oracle.seconds > 0
+    assert cache.known == {plan: pytest.approx(direct(plan)) for plan in cache.wanted}
+    assert cache.seconds > 0
     steps = [(step.done, step.total) for step in told if step.what == "effects profiled"]
-    assert steps == [(done, len(oracle.wanted)) for done in range(1, len(oracle.wanted) + 1)]
+    assert steps == [(done, len(cache.wanted)) for done in range(1, len(cache.wanted) + 1)]
     proposed = [step.score for step in told if step.score and not step.score.baseline]
     last = max(place for place, step in enumerate(told) if step.what == "effects profiled")
     assert told.index(next(s for s in told if s.score is proposed[0])) > last
@@ -101,10 +101,10 @@ def test_questions_are_answered_before_the_sampler_is_asked(tmp_path, make, name
 @pytest.mark.parametrize("name", NAMES)
 def test_a_question_that_has_no_answer_ends_the_asking(tmp_path, make, name):
     wanted = [Plan({"nobody/keep": tenths / 10}) for tenths in range(1, 9)]
-    oracle = Oracle(None, wanted=wanted)
-    assert searched(tmp_path, make(name), 20, oracle=oracle).completed == 20
-    assert "nobody" in oracle.trouble
-    assert not oracle.known
+    cache = SensitivityCache(None, wanted=wanted)
+    assert searched(tmp_path, make(name), 20, cache=cache).completed == 20
+    assert "nobody" in cache.trouble
+    assert not cache.known
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -133,7 +133,7 @@ def test_a_search_that_cannot_work_ends(tmp_path, make, name):
 
 
 class Locked:
-    """Labels that go into a parcel and do not come out."""
+    """Labels that go into a payload and do not come out."""
 
     def __call__(self, predict):
         return np.ones(3)

@@ -17,7 +17,7 @@ pytest.importorskip("ray", reason="needs the package ray")
 from autocompress.core.execution import Execution
 from autocompress.engine.executors import Serial, make_executor, tuned
 from autocompress.engine.executors.ray_tune import Tuned, _Searcher
-from autocompress.engine.scheduler import Agenda
+from autocompress.engine.scheduler import Scheduler
 from autocompress.errors import InputError
 from tests.engine.fakes import FakeEvaluator
 from tests.engine.test_study import study_at
@@ -120,27 +120,27 @@ def test_a_cluster_with_fewer_cpus_than_workers_is_enough_and_stays(tmp_path: Pa
 
 
 def test_each_place_has_one_job_at_a_time(tmp_path: Path):
-    agenda = Agenda(study_at(tmp_path / "study.log"), FakeEvaluator(), 5, lambda _: None)
-    searcher, evaluator = _Searcher(agenda, None, 2), FakeEvaluator()
+    scheduler = Scheduler(study_at(tmp_path / "study.log"), FakeEvaluator(), 5, lambda _: None)
+    searcher, evaluator = _Searcher(scheduler, None, 2), FakeEvaluator()
     first, second = searcher.suggest("a"), searcher.suggest("b")
     assert {first["place"], second["place"]} == {0, 1}
     assert searcher.suggest("c") is None
     job = searcher.take("b")
-    agenda.done(job, evaluator(*job.arguments))
+    scheduler.done(job, evaluator(*job.arguments))
     assert searcher.take("b") is None
     assert searcher.suggest("c")["place"] == second["place"]
     searcher.on_trial_complete("a", error=True)  # its worker was lost: it comes again
     assert searcher.suggest("d")["place"] == first["place"]
-    assert not agenda.finished
+    assert not scheduler.finished
 
 
 def test_what_the_agenda_raises_ends_the_run_and_is_kept(tmp_path: Path):
-    agenda = Agenda(study_at(tmp_path / "study.log"), FakeEvaluator(), 5, lambda _: None)
-    searcher = _Searcher(agenda, None, 2)
+    scheduler = Scheduler(study_at(tmp_path / "study.log"), FakeEvaluator(), 5, lambda _: None)
+    searcher = _Searcher(scheduler, None, 2)
 
     def broken():
         raise KeyError("study")
 
-    agenda.next = broken
+    scheduler.next = broken
     assert searcher.suggest("a") == searcher.FINISHED
     assert isinstance(searcher.error, KeyError)

@@ -34,11 +34,11 @@ def test_a_worker_answers_with_the_file_and_writes_nothing(tmp_path):
 
 def test_a_run_on_another_machine_needs_nothing_of_this_one(tmp_path):
     evaluator = make_evaluator(tmp_path / "here")
-    parcel = pack(evaluator)
+    payload = pack(evaluator)
     evaluator.reference_path.unlink()
     (tmp_path / "here" / "artifacts").rmdir()
     (tmp_path / "here").rmdir()
-    assert Worker(parcel)(JOB).found.outcome == "ok"
+    assert Worker(payload)(JOB).found.outcome == "ok"
     assert not (tmp_path / "here").exists()
 
 
@@ -76,10 +76,10 @@ def test_threads_are_limited_and_given_back():
 
 
 def test_memory_that_cannot_be_limited_is_refused(tmp_path, monkeypatch):
-    parcel = pack(make_evaluator(tmp_path), 1000)
+    payload = pack(make_evaluator(tmp_path), 1000)
     monkeypatch.setattr(system, "mapped_bytes", lambda: None)
     with pytest.raises(ConfigError, match=r"trial_memory_bytes = 1,000 cannot be kept"):
-        Worker(parcel)
+        Worker(payload)
 
 
 def test_memory_is_limited_and_given_back():

@@ -1,4 +1,4 @@
-"""The pass through a network: order, what is left alone, and the teacher it aims at."""
+"""The pass through a network: order, what is left alone, and the reference it aims at."""
 
 import pytest
 import torch
@@ -8,17 +8,17 @@ from autocompress.errors import InputError
 from autocompress.models.trace import trace
 from autocompress.transforms.options import Options
 from autocompress.transforms.reconstruct.network import rebuild
-from autocompress.transforms.reference import Teacher, gather_inputs
+from autocompress.transforms.reference import Reference, gather_inputs
 from tests.transforms.nets import PLAIN, Residual, calibration, trained
 
 
-def run(plan: Plan, teacher: Teacher, tensors: dict[str, int] | None = None):
-    return rebuild(teacher, teacher.network, plan, tensors or {}, {}, Options(), PLAIN)
+def run(plan: Plan, reference: Reference, tensors: dict[str, int] | None = None):
+    return rebuild(reference, reference.network, plan, tensors or {}, {}, Options(), PLAIN)
 
 
 def test_layers_before_the_first_change_stay_to_the_bit() -> None:
     network = trained(Residual)
-    rebuilt = run(Plan({"point/w_bits": 4}), Teacher(network, calibration()))
+    rebuilt = run(Plan({"point/w_bits": 4}), Reference(network, calibration()))
     assert set(rebuilt.weights) <= {"point.weight", "point.bias"}
     order = [layer.name for layer in network.layers]
     first = order.index("point")
@@ -39,8 +39,8 @@ def test_the_widest_of_the_widths_of_a_shared_weight_is_taken() -> None:
 
     network = trace(Twice().eval(), (torch.randn(1, 8),))
     first, second = (layer.name for layer in network.layers)
-    teacher = Teacher(network, [(torch.randn(64, 8),)])
-    rebuilt = run(Plan({f"{first}/w_bits": 3, f"{second}/w_bits": 6}), teacher)
+    reference = Reference(network, [(torch.randn(64, 8),)])
+    rebuilt = run(Plan({f"{first}/w_bits": 3, f"{second}/w_bits": 6}), reference)
     assert {code.bits for code in rebuilt.weights.values()} == {6}
 
 
@@ -48,7 +48,7 @@ def test_ranges_are_those_of_the_compressed_networks_tensors() -> None:
     network = trained(Residual)
     node = network.layers[1].node
     source = next(n for n in network.graph.nodes if n.name == node).args[0].name
-    rebuilt = run(Plan({"conv1/w_bits": 8}), Teacher(network, calibration()), {source: 8})
+    rebuilt = run(Plan({"conv1/w_bits": 8}), Reference(network, calibration()), {source: 8})
     assert set(rebuilt.activations) == {source}
     assert rebuilt.activations[source].bits == 8
 
@@ -95,43 +95,43 @@ def test_the_inputs_of_a_pair_stay_together() -> None:
 
 def test_a_teacher_says_how_many_inputs_it_uses() -> None:
     network = trained(Residual)
-    assert Teacher(network, numbered(60, 30)).note == ""
-    teacher = Teacher(network, numbered(60, 30), limit_images=20)
-    assert teacher.note == "20 of the 60 calibration inputs are used, drawn over all of them"
+    assert Reference(network, numbered(60, 30)).note == ""
+    reference = Reference(network, numbered(60, 30), limit_images=20)
+    assert reference.note == "20 of the 60 calibration inputs are used, drawn over all of them"
 
 
 def test_the_teacher_aims_at_sums_where_layers_end_in_one() -> None:
     network = trained(Residual)
-    targets = Teacher(network, calibration()).targets
+    targets = Reference(network, calibration()).targets
     assert targets["conv2"].other is not None
     assert targets["conv1"].other is None
-    assert Teacher(network, calibration(), correct_sums=False).targets["conv2"].other is None
+    assert Reference(network, calibration(), correct_sums=False).targets["conv2"].other is None
 
 
 def test_held_bytes_are_counted() -> None:
-    teacher = Teacher(trained(Residual), calibration())
-    at_least = sum(t.outputs.numel() * 4 for t in teacher.targets.values())
-    assert teacher.nbytes > at_least
+    reference = Reference(trained(Residual), calibration())
+    at_least = sum(t.outputs.numel() * 4 for t in reference.targets.values())
+    assert reference.nbytes > at_least
 
 
 def test_outputs_are_those_of_the_rebuilt_network_whatever_is_known() -> None:
     network = trained(Residual)
-    teacher, plan = Teacher(network, calibration()), Plan({"conv1/w_bits": 3, "fc/w_bits": 2})
-    (bare,) = run(plan, teacher).outputs
+    reference, plan = Reference(network, calibration()), Plan({"conv1/w_bits": 3, "fc/w_bits": 2})
+    (bare,) = run(plan, reference).outputs
     values: dict[str, object] = {}
 
     def observe(node: torch.fx.Node, value: object) -> None:
         values[node.name] = value
 
-    network.run(*teacher.inputs, observe=observe)
+    network.run(*reference.inputs, observe=observe)
     kept = dict(values)
     for known in ({}, dict(list(values.items())[:5]), values):
-        rebuilt = rebuild(teacher, network, plan, {}, {}, Options(), PLAIN, known=known)
-        wanted = network.replace(params=rebuilt.params).run(*teacher.inputs)
+        rebuilt = rebuild(reference, network, plan, {}, {}, Options(), PLAIN, known=known)
+        wanted = network.replace(params=rebuilt.params).run(*reference.inputs)
         assert len(rebuilt.outputs) == 1
         torch.testing.assert_close(rebuilt.outputs[0], bare, rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(rebuilt.outputs[0], wanted, rtol=1e-3, atol=1e-3)
-        plain = run(plan, teacher).params
+        plain = run(plan, reference).params
         assert set(rebuilt.params) == set(plain)
         for name, value in plain.items():
             torch.testing.assert_close(rebuilt.params[name], value, rtol=1e-3, atol=1e-3)

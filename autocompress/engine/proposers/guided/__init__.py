@@ -1,1 +1,1 @@
-"""The guided sampler: sensitivities, cost tables, a loss model, and exact allocation."""
+"""The guided sampler: cache, cost tables, a loss model, and exact allocation."""

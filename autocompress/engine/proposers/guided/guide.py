@@ -15,7 +15,7 @@ from autocompress.core.space import SearchSpace
 from autocompress.engine.proposers.guided.allocation import Table, solve, sweep, totals
 from autocompress.engine.proposers.guided.loss_model import LossModel, Weighing
 from autocompress.engine.proposers.guided.sensitivity import Profile
-from autocompress.engine.proposers.guided.sensitivity_cache import Oracle
+from autocompress.engine.proposers.guided.sensitivity_cache import SensitivityCache
 
 __all__ = ["Guide", "Observed"]
 
@@ -25,12 +25,12 @@ Places = NDArray[np.intp]
 _PRICES = 16  # levels of the prices of one draw
 _DRAWS = 4  # of coefficients for a proposal
 _MUTANTS = 48  # neighbours of the front among the candidates
-_TRIED = 4  # candidates that the oracle is asked about
+_TRIED = 4  # candidates that the cache is asked about
 _REACH = 0.35  # in log cost: as far as a plan tells of others
 _NOISE = 1e-7  # what float32 cannot tell from no effect
 _DEEP = math.log(1000)  # as far below the highest cost as there is anything to look for
 _ESTIMATED = 24  # candidates whose costs are estimated until enough are within the limits
-_ASKED = 24  # measured plans whose effect the oracle is asked for at once
+_ASKED = 24  # measured plans whose effect the cache is asked for at once
 _MOST = 256  # known plans that the loss model is fitted to, those of most weight
 _STALE = 5  # rounds of an allocation that found nothing better by more than
 _BETTER = 0.98
@@ -60,7 +60,7 @@ class Guide:
     def __init__(
         self,
         space: SearchSpace,
-        oracle: Oracle,
+        cache: SensitivityCache,
         known: Profile,
         groups: Mapping[str, str],
         tables: Sequence[Sequence[Table]],
@@ -70,7 +70,7 @@ class Guide:
         limits: Sequence[float],
         slack: Sequence[float] = (),
     ) -> None:
-        self.space, self.oracle, self.estimate = space, oracle, estimate
+        self.space, self.cache, self.estimate = space, cache, estimate
         self.losses = LossModel(known.effects, groups, known.base, _neighbours(known, tables))
         self.costs, self.objectives, self.limits = tables, objectives, np.array(limits)
         self._slack = np.array(slack or [1.02] * len(limits))
@@ -79,7 +79,7 @@ class Guide:
         self._alone = self.losses.tables()
         self._whole = np.array([size - 1 for size in self.sizes.values()])
         self._known: dict[Plan, Places | None] = {}
-        # what the oracle knows and is no single value
+        # what the cache knows and is no single value
         self._seen: Places = np.empty((0, len(self._whole)), dtype=np.intp)
         self._seen_costs: Floats = np.empty((0, len(tables)))
         self._effects: Floats = np.empty(0)
@@ -125,7 +125,7 @@ class Guide:
         """Return the plan to evaluate next: none that was observed, or tried without success.
 
         Nor one that is ``running``: of those it expects what its model says, so that what it
-        proposes beside them is something else. The more there are, the fewer candidates the oracle
+        proposes beside them is something else. The more there are, the fewer candidates the cache
         is asked about: the workers must not wait for it. Where all that it can think of are known,
         one at random.
         """
@@ -159,7 +159,7 @@ class Guide:
         chosen = best or dict(itertools.islice(spare.items(), max(count, 1)))
         if count < 2:
             return next(iter(chosen))
-        answers = link(np.array([max(self.oracle(plan), _NOISE) for plan in chosen]))
+        answers = link(np.array([max(self.cache(plan), _NOISE) for plan in chosen]))
         gain = self._gains(volume, held, answers, np.stack(list(chosen.values())))
         return list(chosen)[int(gain.argmax())]
 
@@ -205,8 +205,8 @@ class Guide:
             pool = pool[self._within(pool, bounds)]
             order = np.argsort(self.losses.rows(pool) @ weighing.means)
             plans = (self._plan(row) for row in pool[order])
-            for plan in itertools.islice((p for p in plans if p not in self.oracle.known), _TRIED):
-                self.oracle(plan)
+            for plan in itertools.islice((p for p in plans if p not in self.cache.known), _TRIED):
+                self.cache(plan)
 
     def _best(self, bounds: Floats) -> tuple[Places | None, float]:
         """Return the known choice of least effect within bounds, and its effect."""
@@ -235,8 +235,8 @@ class Guide:
         )
 
     def _catch_up(self) -> None:
-        """Take note of what the oracle has answered since."""
-        news = list(itertools.islice(self.oracle.known.items(), self._read, None))
+        """Take note of what the cache has answered since."""
+        news = list(itertools.islice(self.cache.known.items(), self._read, None))
         self._read += len(news)
         told = [
             (places, max(loss, _NOISE))
@@ -290,14 +290,14 @@ class Guide:
         """Return accuracy as a falling function of the effect, after what was measured."""
         for one in observed:
             if not math.isnan(one.effect):
-                self.oracle.learn(one.plan, one.effect)
+                self.cache.learn(one.plan, one.effect)
         new = [o.plan for o in (*_front(observed), *reversed(observed))]
-        for plan in itertools.islice((p for p in new if p not in self.oracle.known), _ASKED):
-            self.oracle(plan)
+        for plan in itertools.islice((p for p in new if p not in self.cache.known), _ASKED):
+            self.cache(plan)
         pairs = sorted(
             (math.log(max(effect, _NOISE)), o.accuracy)
             for o in observed
-            if (effect := self.oracle.known.get(o.plan)) is not None
+            if (effect := self.cache.known.get(o.plan)) is not None
         )
         if not pairs:
             return lambda effects: -np.log(effects)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from autocompress.core.plan import Plan, split_name
 from autocompress.core.space import SearchSpace
-from autocompress.engine.proposers.guided.sensitivity_cache import Oracle
+from autocompress.engine.proposers.guided.sensitivity_cache import SensitivityCache
 from autocompress.models.network import Network
 
 __all__ = ["Profile", "companions_of", "groups_of", "profile", "questions"]
@@ -62,7 +62,7 @@ def _wanted(space: SearchSpace) -> list[tuple[str, int]]:
 
 
 def questions(space: SearchSpace, companions: Mapping[str, tuple[str, ...]]) -> list[Plan]:
-    """Return the plans that a profile asks an oracle about, each once."""
+    """Return the plans that a profile asks an cache about, each once."""
     alone = (
         _alone(space, name, space.knobs[name][place], companions.get(name, (name,)))
         for name, place in _wanted(space)
@@ -71,7 +71,7 @@ def questions(space: SearchSpace, companions: Mapping[str, tuple[str, ...]]) -> 
 
 
 def profile(
-    space: SearchSpace, oracle: Oracle, companions: Mapping[str, tuple[str, ...]]
+    space: SearchSpace, cache: SensitivityCache, companions: Mapping[str, tuple[str, ...]]
 ) -> Profile:
     """Return the effects of a space's values.
 
@@ -83,10 +83,10 @@ def profile(
     found: dict[str, dict[int, float]] = {}
     for name, place in _wanted(space):
         together = companions.get(name, (name,))
-        effect = oracle(_alone(space, name, space.knobs[name][place], together))
+        effect = cache(_alone(space, name, space.knobs[name][place], together))
         found.setdefault(name, {})[place] = effect / len(together)
     effects = {name: _filled(few, len(space.knobs[name])) for name, few in found.items()}
-    return Profile(effects, oracle(_whole(space)))
+    return Profile(effects, cache(_whole(space)))
 
 
 def _whole(space: SearchSpace) -> Plan:

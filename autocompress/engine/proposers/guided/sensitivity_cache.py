@@ -1,4 +1,4 @@
-"""The oracle: divergences of plans on the calibration inputs, each computed once."""
+"""The cache: divergences of plans on the calibration inputs, each computed once."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from pathlib import Path
 from autocompress.core.plan import Plan
 from autocompress.errors import PlanError, RunError
 
-__all__ = ["Effect", "Oracle"]
+__all__ = ["Effect", "SensitivityCache"]
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,12 @@ class Effect:
     trouble: str = ""
 
 
-class Oracle:
+class SensitivityCache:
     """Answers what a plan does to the outputs, and keeps the answers in a file, a line each.
 
     ``effect`` computes a divergence; ``wanted``: plans whose divergence is needed before all
-    others, which an agenda has computed by its workers. ``seconds``: what was spent on answers, in
-    this run and in those before that the file tells of; ``trouble``: why what is wanted cannot be
+    others, which a scheduler has computed by its workers. ``seconds``: what was spent on answers,
+    in this run and in those before that the file tells of; ``trouble``: why what is wanted cannot be
     had, or "". Raises RunError for a file that cannot be read or written.
     """
 

@@ -7,7 +7,7 @@ import pytest
 
 from autocompress.core.space import SearchSpace
 from autocompress.cost.estimate import Estimator
-from autocompress.cost.hardware import read_device
+from autocompress.cost.hardware import read_hardware
 from autocompress.cost.latency_model import LatencyModel
 from autocompress.cost.latency_terms import terms
 from autocompress.cost.workload import workload
@@ -16,7 +16,7 @@ from autocompress.engine.proposers.guided.allocation import total
 from autocompress.engine.proposers.guided.cost_tables import cost_tables
 from autocompress.models.students import STUDENTS
 from autocompress.targets import TARGETS
-from autocompress.transforms.dry_run import sketch
+from autocompress.transforms.dry_run import dry_run
 from tests.targets.support import Attention, Residual, Shuffled, builder, network, wide
 
 NETS = {
@@ -25,7 +25,7 @@ NETS = {
     "attention": lambda: network(Attention, 5, 6),
     "wide": wide,
 }
-CHIP = read_device("cortex-m7")
+CHIP = read_hardware("cortex-m7")
 
 
 def space_of(net, keep=(0.4, 0.6, 0.8, 1), w_bits=(2, 4, 8, 16, 32), a_bits=(8, 32)):
@@ -53,7 +53,7 @@ def model(name="residual", integers=True):
     net = NETS[name]()
     ort = TARGETS["onnxruntime"]().abilities
     space = space_of(net) if integers else space_of(net, w_bits=(32,), a_bits=(32,))
-    drawn = [workload(sketch(net, plan, ort), ort) for _, plan in choices(space, 60, seed=5)]
+    drawn = [workload(dry_run(net, plan, ort), ort) for _, plan in choices(space, 60, seed=5)]
     return LatencyModel([(terms(work), 0.01 + work.macs * 1e-6) for work in drawn])
 
 
@@ -215,7 +215,7 @@ def test_latency_is_exact_where_a_part_hangs_on_two_widths_and_four_formats():
     net = network(lambda: STUDENTS["resnet"](in_channels=1, num_classes=4, depth=1), 1, 16, 16)
     space = space_of(net, keep=(0.5, 0.625, 0.75, 0.875, 1.0), w_bits=(8,))
     ort = TARGETS["onnxruntime"]().abilities
-    drawn = [workload(sketch(net, plan, ort), ort) for _, plan in choices(space, 60, seed=5)]
+    drawn = [workload(dry_run(net, plan, ort), ort) for _, plan in choices(space, 60, seed=5)]
     made = LatencyModel([(terms(work), 0.01 + work.macs * 1e-6) for work in drawn])
     estimator = estimator_of(net, model=made)
     found = cost_tables(space, estimator, ["latency_ms"])["latency_ms"]

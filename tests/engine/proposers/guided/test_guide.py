@@ -10,7 +10,7 @@ from autocompress.core.space import SearchSpace
 from autocompress.engine.proposers.guided.allocation import Table, total
 from autocompress.engine.proposers.guided.guide import Guide, Observed
 from autocompress.engine.proposers.guided.sensitivity import Profile
-from autocompress.engine.proposers.guided.sensitivity_cache import Oracle
+from autocompress.engine.proposers.guided.sensitivity_cache import SensitivityCache
 
 SPACE = SearchSpace({f"l{i}/w_bits": (2, 4, 8) for i in range(7)} | {"l0/keep": (0.5, 1.0)})
 NAMES = tuple(SPACE.knobs)
@@ -45,9 +45,9 @@ def observe(plan: Plan) -> Observed:
     return Observed(plan, math.exp(-loss_of(plan)), (size_of(plan),))
 
 
-def make_guide(limit: float = math.inf, oracle: Oracle | None = None) -> Guide:
+def make_guide(limit: float = math.inf, cache: SensitivityCache | None = None) -> Guide:
     return Guide(
-        SPACE, oracle or Oracle(loss_of), Profile(EFFECTS, 0.0), GROUPS, [TABLES],
+        SPACE, cache or SensitivityCache(loss_of), Profile(EFFECTS, 0.0), GROUPS, [TABLES],
         lambda plan: (size_of(plan),), objectives=1, limits=[limit],
     )  # fmt: skip
 
@@ -106,7 +106,9 @@ def test_a_space_that_is_used_up_still_has_an_answer() -> None:
 
 
 def test_plans_from_outside_the_space_are_lived_with() -> None:
-    guide = make_guide(oracle=Oracle(lambda plan: loss_of(plan) if SPACE.contains(plan) else 0.01))
+    guide = make_guide(
+        cache=SensitivityCache(lambda plan: loss_of(plan) if SPACE.contains(plan) else 0.01)
+    )
     outside = Observed(Plan(), 1.0, (400.0,))
     plan = guide.propose([outside], np.random.default_rng(0))
     assert SPACE.contains(plan)
@@ -126,12 +128,12 @@ def test_the_outlook_falls_as_the_front_fills() -> None:
 
 
 def test_the_coefficients_are_those_of_plans_at_the_level() -> None:
-    oracle = Oracle(loss_of)
+    cache = SensitivityCache(loss_of)
     generator = np.random.default_rng(1)
-    guide = make_guide(oracle=oracle)
+    guide = make_guide(cache=cache)
     assert (guide.weigh(np.log([200.0])).means == 1).all()
     for o in (every()[i] for i in generator.permutation(len(every()))[:200]):
-        oracle(o.plan)
+        cache(o.plan)
     means = dict(zip(guide.losses.knobs, guide.weigh(np.log([200.0])).means, strict=True))
     for name, hidden in HIDDEN.items():
         assert abs(means[name] - hidden) < max(0.4 * abs(1 - hidden), 0.15)
@@ -148,13 +150,13 @@ def test_an_allocation_is_the_best_plan_within_limits() -> None:
     """Of all plans, though the effects of single values mislead."""
     for quantile in (0.15, 0.4):
         limit = float(np.quantile([o.costs[0] for o in every()], quantile))
-        oracle = Oracle(loss_of)
-        plan = make_guide(oracle=oracle).allocate([limit], np.random.default_rng(0))
+        cache = SensitivityCache(loss_of)
+        plan = make_guide(cache=cache).allocate([limit], np.random.default_rng(0))
         assert plan is not None
         assert size_of(plan) <= limit
         best = min(loss_of(o.plan) for o in every() if o.costs[0] <= limit)
         assert loss_of(plan) <= 1.05 * best
-        assert len(oracle.known) < 150  # of 4,374
+        assert len(cache.known) < 150  # of 4,374
 
 
 def test_nothing_is_allocated_where_nothing_fits() -> None:
@@ -180,11 +182,11 @@ def test_the_oracle_is_asked_less_the_more_is_running() -> None:
         guide, generator = make_guide(), np.random.default_rng(1)
         found = searched(4)
         for one in found:
-            guide.oracle(one.plan)
+            guide.cache(one.plan)
         running = [one.plan for one in every()[:: len(every()) // (many or 1)]][:many]
-        known = len(guide.oracle.known)
+        known = len(guide.cache.known)
         guide.propose(found, generator, (), running)
-        counts.append(len(guide.oracle.known) - known)
+        counts.append(len(guide.cache.known) - known)
     assert counts == sorted(counts, reverse=True)
     assert counts[0] > 1
     assert counts[2:] == [0, 0]
@@ -197,14 +199,14 @@ def test_effects_that_evaluations_tell_are_not_asked_for() -> None:
         asked.append(plan)
         return loss_of(plan)
 
-    guide = make_guide(oracle=Oracle(effect))
+    guide = make_guide(cache=SensitivityCache(effect))
     found = [
         Observed(one.plan, one.accuracy, one.costs, loss_of(one.plan))
         for one in map(observe, (plan for _, plan in SPACE.baselines()[1:5]))
     ]
     guide.propose(found, np.random.default_rng(0))
     assert not set(asked) & {one.plan for one in found}
-    assert all(guide.oracle.known[one.plan] == one.effect for one in found)
+    assert all(guide.cache.known[one.plan] == one.effect for one in found)
 
 
 def test_it_proposes_before_anything_was_observed() -> None:

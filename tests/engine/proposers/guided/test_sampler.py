@@ -11,8 +11,8 @@ from autocompress.engine.proposers import GuidedSampler, make_sampler
 from autocompress.engine.proposers.guided.allocation import Table
 from autocompress.engine.proposers.guided.guide import Guide
 from autocompress.engine.proposers.guided.sensitivity import profile
-from autocompress.engine.proposers.guided.sensitivity_cache import Oracle
-from autocompress.engine.scheduler import Agenda
+from autocompress.engine.proposers.guided.sensitivity_cache import SensitivityCache
+from autocompress.engine.scheduler import Scheduler
 from autocompress.engine.study import Study
 from tests.engine.fakes import SPACE, FakeEvaluator, size_of
 from tests.engine.test_study import study_at
@@ -26,14 +26,14 @@ def loss_of(plan) -> float:
 def guided(study: Study) -> GuidedSampler:
     sampler = study.sampler
     assert isinstance(sampler, GuidedSampler)
-    oracle = Oracle(loss_of)
+    cache = SensitivityCache(loss_of)
     tables = [
         Table((n, "l0/keep"), 10 * np.outer(SPACE.knobs[n], SPACE.knobs["l0/keep"]))
         for n in SPACE.knobs
         if n != "l0/keep"
     ]
     guide = Guide(
-        SPACE, oracle, profile(SPACE, oracle, {}), dict.fromkeys(SPACE.knobs, "all"), [tables],
+        SPACE, cache, profile(SPACE, cache, {}), dict.fromkeys(SPACE.knobs, "all"), [tables],
         lambda plan: (size_of(plan),), objectives=1, limits=[math.inf],
     )  # fmt: skip
     sampler.attach(lambda: guide, study, ["size_bytes"])
@@ -62,8 +62,8 @@ def test_the_guide_is_told_what_is_running(tmp_path: Path, monkeypatch) -> None:
         return propose(self, observed, generator, tried, running)
 
     monkeypatch.setattr(Guide, "propose", spy)
-    agenda = Agenda(study, evaluator, 30, lambda _: None)
-    plans = [agenda.next().plan for _ in range(4)]
+    scheduler = Scheduler(study, evaluator, 30, lambda _: None)
+    plans = [scheduler.next().plan for _ in range(4)]
     assert [told[0], told[-1]] == [[], plans[:3]]
     assert len(set(plans)) == 4
 

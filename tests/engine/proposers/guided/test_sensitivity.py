@@ -12,7 +12,7 @@ from autocompress.engine.proposers.guided.sensitivity import (
     profile,
     questions,
 )
-from autocompress.engine.proposers.guided.sensitivity_cache import Oracle
+from autocompress.engine.proposers.guided.sensitivity_cache import SensitivityCache
 from autocompress.models.students import STUDENTS
 from autocompress.models.trace import trace
 from tests.targets.support import Residual, network
@@ -26,7 +26,7 @@ def test_the_profile_is_of_single_values() -> None:
         asked.append(plan)
         return loss_of(SPACE.plan({**highest, **plan.settings}))
 
-    found = profile(SPACE, Oracle(effect), {})
+    found = profile(SPACE, SensitivityCache(effect), {})
     assert found.effects == pytest.approx({n: pytest.approx(v) for n, v in EFFECTS.items()})
     assert found.base == 0
     assert len(asked) == sum(len(v) for v in SPACE.knobs.values()) - len(NAMES) + 1
@@ -42,7 +42,7 @@ def test_every_second_of_many_values_is_computed() -> None:
         bits = plan.get("a", "w_bits")
         return (0.0 if bits == 32 else 4.0**-bits) + 1.0 - plan.get("b", "keep")
 
-    found = profile(space, Oracle(effect), {})
+    found = profile(space, SensitivityCache(effect), {})
     assert found.base == 4.0**-8
     assert found.effects["a/w_bits"] == pytest.approx([4.0**-bits for bits in range(2, 8)] + [0])
     assert found.effects["b/keep"] == pytest.approx([0.75, (0.75 * 0.25) ** 0.5, 0.25, 0])
@@ -55,7 +55,7 @@ def test_what_lies_beside_outputs_that_are_no_numbers_is_no_number() -> None:
     def effect(plan: Plan) -> float:
         return math.inf if plan.get("a", "w_bits") == 2 else 0.0
 
-    effects = profile(space, Oracle(effect), {}).effects["a/w_bits"]
+    effects = profile(space, SensitivityCache(effect), {}).effects["a/w_bits"]
     assert effects == [math.inf, math.inf, 0.0, 0.0, 0.0]
 
 
@@ -66,7 +66,7 @@ def test_each_value_is_tried_in_a_network_that_is_else_uncompressed() -> None:
         Plan({"a/w_bits": 2}): 0.25,
         Plan({"b/keep": 0.5}): 0.125,
     }
-    found = profile(space, Oracle(effects.__getitem__), {})
+    found = profile(space, SensitivityCache(effects.__getitem__), {})
     assert found.base == 0.5
     assert found.effects == {"a/w_bits": [0.25, 0.0], "b/keep": [0.125, 0.0]}
 
@@ -82,7 +82,7 @@ def test_values_that_work_only_together_are_set_together() -> None:
         asked.append(plan)
         return 1.0 if all(plan.get(n, "a_bits") == 8 for n in "ab") else 0.0
 
-    found = profile(space, Oracle(effect), dict.fromkeys(together, together))
+    found = profile(space, SensitivityCache(effect), dict.fromkeys(together, together))
     assert found.effects["a/a_bits"] == [0.5, 0]
     assert found.effects["b/a_bits"] == [0.5, 0]
     assert set(asked) == set(questions(space, dict.fromkeys(together, together)))
