@@ -111,10 +111,12 @@ def receipt_text(receipt: Receipt) -> str:
             write = (lambda v: f"{v:,.0f}") if name == "size_bytes" else _ms
             lines.append(f"{title}: {_pair(write(first), write(last))}")
     if not math.isnan(score.latency_ms):
+        between = formatting.interval(
+            score.latency_low_ms, score.latency_high_ms, formatting.milliseconds
+        )
         lines.append(
             f"measured end to end, ms: {'' if before is None else _ms(before) + ' → '}"
-            f"{_ms(score.latency_ms)} "
-            f"({formatting.interval(score.latency_low_ms, score.latency_high_ms, _ms)})"
+            f"{_ms(score.latency_ms)} ({between})"
         )
         lines += _against(receipt)
     built = "" if score.outcome == "ok" else " (predicted, not built)"

@@ -27,8 +27,8 @@ class SensitivityCache:
 
     ``effect`` computes a divergence; ``wanted``: plans whose divergence is needed before all
     others, which a scheduler has computed by its workers. ``seconds``: what was spent on answers,
-    in this run and in those before that the file tells of; ``trouble``: why what is wanted cannot be
-    had, or "". Raises RunError for a file that cannot be read or written.
+    in this run and in those before that the file tells of; ``trouble``: why what is wanted cannot
+    be had, or "". Raises RunError for a file that cannot be read or written.
     """
 
     def __init__(
