@@ -29,7 +29,7 @@ _NODE = re.compile(r"(\w+)/(?:\d+|[qd])(?![^\W_])")
 @torch.no_grad()
 def arrays_of(model: Callable[..., Any], inputs: Sequence[Tensor]) -> tuple[Array, ...]:
     """Return what a model or a simulation gives, in the order in which a file has its outputs."""
-    leaves = tree_leaves(model(*inputs))
+    leaves = tree_leaves(model(*(value.clone() for value in inputs)))  # a model may write its input
     return tuple(leaf.numpy() for leaf in leaves if isinstance(leaf, Tensor))
 
 
