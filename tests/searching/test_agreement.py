@@ -47,6 +47,11 @@ def test_the_worst_output_counts_in_units_of_its_own_deviation(shift: float) -> 
     assert farthest(session, (x[:2],), wanted) == math.inf
 
 
+def test_a_model_may_drop_dimensions_of_one() -> None:
+    x = torch.randn(1, 1)
+    assert farthest(lambda value: value[0], (x,), (x.numpy()[0, 0],)) == 0
+
+
 def test_outputs_that_are_all_alike_do_not_differ_by_rounding() -> None:
     x = torch.zeros(8, 4)
     wanted = (np.full((8, 4), 1000.0, np.float32),)
