@@ -29,20 +29,25 @@ _NODE = re.compile(r"(\w+)/(?:\d+|[qd])(?![^\W_])")
 @torch.no_grad()
 def arrays_of(model: Callable[..., Any], inputs: Sequence[Tensor]) -> tuple[Array, ...]:
     """Return what a model or a simulation gives, in the order in which a file has its outputs."""
-    leaves = tree_leaves(model(*inputs))
+    leaves = tree_leaves(model(*(value.clone() for value in inputs)))  # a model may write its input
     return tuple(leaf.numpy() for leaf in leaves if isinstance(leaf, Tensor))
 
 
 def farthest(session: Session, inputs: Sequence[Tensor], wanted: Sequence[Array]) -> float:
     """Return how far a file's outputs are from those wanted: the RMS of the output that is worst.
 
-    In units of that output's deviation; infinite where shapes or numbers of outputs differ. Raises
-    what the runtime does.
+    In units of that output's deviation; infinite where shapes or numbers of outputs differ, but
+    for dimensions of one, which a model may drop of a batch of one. Raises what the runtime does.
     """
     found = tuple_of(session(*(value.numpy() for value in inputs)))
-    if [value.shape for value in found] != [value.shape for value in wanted]:
+    if list(map(_shape, found)) != list(map(_shape, wanted)):
         return float(np.inf)
-    return max(rms(one, other) for one, other in zip(found, wanted, strict=True))
+    pairs = zip(found, wanted, strict=True)
+    return max(rms(one.reshape(other.shape), other) for one, other in pairs)
+
+
+def _shape(value: Array) -> list[int]:
+    return [size for size in value.shape if size != 1]
 
 
 def refused(

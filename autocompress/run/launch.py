@@ -320,8 +320,8 @@ def _disk_errors(directory: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunError(
-            f"A run directory must be writable: {directory} ({error}). Make room there; the "
-            "finished trials are kept, and resume goes on with them."
+            f"A run directory must be writable: {directory} ({error}). Make room there, or name "
+            "another; finished trials are kept, and resume goes on with them."
         ) from error
 
 

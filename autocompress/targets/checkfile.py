@@ -174,7 +174,12 @@ def _check_of(arrays: Mapping[str, Array]) -> Check:
     )
     rows = int(meta["rows"])
     size = sum(math.prod(each.shape) for each in statistics) * rows
-    if not statistics or not 1 <= rows <= 1024 or size > 2**26:
+    if (
+        not statistics
+        or not 1 <= rows <= 1024
+        or size > 2**26
+        or not 0 <= int(meta["seed"]) < 2**31
+    ):
         raise ValueError("its inputs are none, or too large")
     answers = tuple(
         _answers(arrays, i, shape, unit, len(meta["outputs"]), rows)

@@ -45,9 +45,11 @@ class Task:
         _check_model(self.model)
         examples = self.example_inputs
         if not isinstance(examples, tuple) or not all(isinstance(x, Tensor) for x in examples):
+            found = [type(x).__name__ for x in examples] if isinstance(examples, tuple) else []
             raise TaskError(
-                f"example_inputs must be a tuple of tensors, not {type(examples).__name__}; for "
-                "one input write (x,)."
+                "example_inputs must be a tuple of tensors, not "
+                f"{f'one of {found}' if found else type(examples).__name__}; for one input write "
+                "(x,), for an array torch.from_numpy(x)."
             )
         if not examples or any(x.ndim == 0 or x.shape[0] != 1 for x in examples):
             shapes = [tuple(x.shape) for x in examples]
@@ -85,6 +87,8 @@ class Task:
                 "The inputs of a calibration batch must have the same first dimension, not "
                 f"{[len(x) for x in batch]}."
             )
+        if not len(batch[0]):
+            raise TaskError("Every calibration batch must hold an input; one is empty.")
         if not all(bool(torch.isfinite(x).all()) for x in batch):
             raise TaskError("Calibration inputs must be finite numbers; some are NaN or infinite.")
         return tuple(x.detach() for x in batch)

@@ -24,6 +24,12 @@ def test_outputs_are_taken_in_the_order_of_a_file() -> None:
     assert [value.tolist() for value in found] == [[0, 0], [1, 1]]
 
 
+def test_a_model_that_writes_its_input_leaves_that_of_others_alone() -> None:
+    x = torch.ones(2)
+    assert arrays_of(lambda value: value.mul_(2), (x,))[0].tolist() == [2, 2]
+    assert x.tolist() == [1, 1]
+
+
 @pytest.mark.parametrize("shift", [0.0, 0.5, math.nan])
 def test_the_worst_output_counts_in_units_of_its_own_deviation(shift: float) -> None:
     x = torch.randn(64, 100)
@@ -39,6 +45,11 @@ def test_the_worst_output_counts_in_units_of_its_own_deviation(shift: float) -> 
         assert away == pytest.approx(shift, rel=0.05)
     assert farthest(session, (x,), wanted[:1]) == math.inf
     assert farthest(session, (x[:2],), wanted) == math.inf
+
+
+def test_a_model_may_drop_dimensions_of_one() -> None:
+    x = torch.randn(1, 1)
+    assert farthest(lambda value: value[0], (x,), (x.numpy()[0, 0],)) == 0
 
 
 def test_outputs_that_are_all_alike_do_not_differ_by_rounding() -> None:

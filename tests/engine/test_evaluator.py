@@ -126,6 +126,19 @@ def test_an_uncompressed_file_that_is_not_the_model_marks_every_file(tmp_path: P
     assert elsewhere(PLAN, Recipe()).differs == other.differs
 
 
+def test_a_model_that_does_otherwise_on_one_input_marks_every_file(tmp_path: Path) -> None:
+    class Branch(torch.nn.Sequential):
+        def forward(self, x):
+            found = super().forward(x)
+            return found if len(x) > 1 else -found
+
+    task = make_evaluator(tmp_path / "plain").task
+    network = trace(task.model, task.example_inputs)
+    task = replace(task, model=Branch(*task.model).eval())
+    other = Evaluator(task, network, make_target("null"), tmp_path)
+    assert "on a batch of 1 from the calibration inputs" in other.differs
+
+
 def test_made_inputs_that_do_not_suit_a_network_leave_the_check_out(tmp_path, monkeypatch) -> None:
     evaluator = make_evaluator(tmp_path)
 

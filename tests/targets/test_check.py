@@ -117,6 +117,9 @@ def test_what_does_not_belong_together_is_refused(model: Path, tmp_path: Path) -
     path.write_bytes(replace(known, target="tpu").to_bytes())
     with pytest.raises(ConfigError, match="tpu"):
         verify(model, path)
+    path.write_bytes(replace(known, seed=-1).to_bytes())
+    with pytest.raises(InputError, match="must be as autocompress wrote it"):
+        verify(model, path)
     path.write_bytes(replace(known, digest="0").to_bytes())
     with pytest.raises(InputError, match="come out as they were"):
         verify(model, path)

@@ -40,6 +40,8 @@ def test_gradients_are_left_behind():
         ({"example_inputs": ()}, "batch"),
         ({"example_inputs": (torch.randn(2, 4),)}, r"x\[:1\]"),
         ({"calibration": []}, "empty"),
+        ({"calibration": [(torch.randn(3, 4),), (torch.randn(0, 4),)]}, "one is empty"),
+        ({"example_inputs": (np.zeros((1, 4)),)}, "from_numpy"),
         ({"calibration": [(torch.randn(3, 5),)]}, "calibration"),
         ({"calibration": [(torch.zeros(3, 4, dtype=torch.long),)]}, "calibration"),
         ({"calibration": [(torch.randn(3, 4), torch.zeros(3))]}, "calibration"),

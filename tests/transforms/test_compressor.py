@@ -13,8 +13,17 @@ from autocompress.models.network import Network
 from autocompress.models.trace import trace
 from autocompress.transforms.compressor import Compressed, Compressor, QuantizedWeight, compress
 from autocompress.transforms.options import Options
-
-from .nets import BITS, EDGES, PLAIN, Mixer, Residual, accuracy, calibration, held_out, trained
+from tests.transforms.nets import (
+    BITS,
+    EDGES,
+    PLAIN,
+    Mixer,
+    Residual,
+    accuracy,
+    calibration,
+    held_out,
+    trained,
+)
 
 NETS = [Residual, Mixer]
 

@@ -23,8 +23,7 @@ from autocompress.transforms.reconstruct.layer import LIMIT_COLUMNS
 from tests.targets.support import Attention, Shuffled
 from tests.targets.support import builder as builder_of
 from tests.targets.support import network as block
-
-from .nets import BITS, EDGES, PLAIN, Mixer, Residual, calibration, digits, trained
+from tests.transforms.nets import BITS, EDGES, PLAIN, Mixer, Residual, calibration, digits, trained
 
 Data = list[tuple[Tensor, ...]]
 OFF = Options(bn=False, refit=False, compensate=False)

@@ -11,8 +11,7 @@ from autocompress.transforms.importance import (
 from autocompress.transforms.reconstruct.gram import moments
 from autocompress.transforms.reconstruct.least_squares import ridged
 from autocompress.transforms.reference import Reference
-
-from .nets import Mixer, Residual, calibration, trained
+from tests.transforms.nets import Mixer, Residual, calibration, trained
 
 
 def consumer(channels: int, cells: int, seed: int) -> Consumer:

@@ -118,7 +118,8 @@ def _identify(
         ]
         passed = [table[source.name] for source in node.all_input_nodes if source.name in table]
         if len(equal) > 1:  # values that are equal always: the node passes on what it reads
-            equal = [v for v in equal if v in passed][:1]
+            taken = set(table.values())  # else they come in one order in both graphs
+            equal = [v for v in equal if v in passed] or [v for v in equal if v not in taken]
         if equal:
             table[node.name] = equal[0]
     for name, end in _ends(model, network):

@@ -189,10 +189,13 @@ def _export(network: Network, opset: int, optimize: bool) -> tuple[ModelProto, f
         assert program.exported_program is not None
         origin = program.exported_program.graph
     except Exception as error:  # the exporter raises whatever it meets
-        lines = [line for line in str(error).splitlines() if line.strip()]
+        first: BaseException = error
+        while first.__cause__ is not None:  # the last of them names the operator
+            first = first.__cause__
+        lines = [line for line in str(first).splitlines() if line.strip()]
         raise TraceError(
             "A network must be exportable with torch.onnx.export. "
-            f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+            f"{type(first).__name__}: {lines[0] if lines else 'no message'}"
         ) from error
     found = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
     if model.functions or found != opset:

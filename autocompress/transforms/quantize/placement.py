@@ -45,16 +45,32 @@ def chain_end(node: fx.Node, abilities: Abilities) -> fx.Node:
     return node
 
 
+def _shared(network: Network) -> set[str]:
+    """Return the weights that other operators read than layers and tables.
+
+    onnxruntime rounds such a weight anew for them (a transposed convolution), to another grid.
+    """
+    layers = {layer.node for layer in network.layers}
+    return {
+        str(node.target)
+        for node in network.graph.nodes
+        if node.op == "get_attr"
+        for user in node.users
+        if user.name not in layers and user.target is not aten.embedding.default
+    }
+
+
 def _asked(network: Network, plan: Plan) -> tuple[dict[str, fx.Node], dict[fx.Node, int]]:
     """Return the input of every layer, and the widest width asked for by any that reads it."""
     nodes = {node.name: node for node in network.graph.nodes}
+    shared = _shared(network)
     source: dict[str, fx.Node] = {}
     asked: dict[fx.Node, int] = {}
     for layer in network.layers:
         tensor = nodes[layer.node].args[0]
         assert isinstance(tensor, fx.Node)
         source[layer.name] = tensor
-        small = plan.get(layer.name, "w_bits") <= 8
+        small = plan.get(layer.name, "w_bits") <= 8 and layer.weight not in shared
         bits = int(plan.get(layer.name, "a_bits")) if small else 32
         asked[tensor] = max(asked.get(tensor, 0), bits)
     return source, asked
@@ -63,9 +79,9 @@ def _asked(network: Network, plan: Plan) -> tuple[dict[str, fx.Node], dict[fx.No
 def integer_layers(network: Network, plan: Plan) -> frozenset[str]:
     """Return the names of the layers that are to run on integers.
 
-    Those whose weight has at most 8 bits and whose input is rounded because every layer that
-    reads it asks for that. A layer that asks for float32 stays a float one even where its input
-    happens to be rounded as the output of another.
+    Those whose weight has at most 8 bits and is read by layers (and tables) alone, and whose input
+    is rounded because every layer that reads it asks for that. A layer that asks for float32 stays
+    a float one even where its input happens to be rounded as the output of another.
     """
     source, asked = _asked(network, plan)
     return frozenset(name for name, tensor in source.items() if asked[tensor] <= 8)

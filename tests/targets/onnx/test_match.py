@@ -127,6 +127,20 @@ class Offset(nn.Module):
         return self.b(F.relu(self.a(F.layer_norm(x, (6,)))))
 
 
+class Views(nn.Module):
+    """Layers that read the same numbers by several ways: chunks, and rows of another view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 16), nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        p, q, _, t = y.chunk(4, 1)
+        rows = y.view(-1, 4, 4).unbind(1)
+        return self.c(F.relu(self.b(p * q) + self.b(t) + self.b(rows[1]) - self.b(rows[3])))
+
+
 ONE, IMAGE = torch.ones(1, 6), torch.zeros(1, 2, 6, 6)
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...]]] = {
     "equal inputs": (Pair, (ONE, ONE)),
@@ -138,6 +152,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...]]] = {
     "encoder on pairs": (Encoder, (torch.ones(1, 2, 8),)),
     "equal tokens": (Tokens, (torch.zeros(1, 5, dtype=torch.int64),)),
     "dropout beside": (Kept, (torch.zeros(1, 6),)),
+    "one number by two ways": (Views, (torch.zeros(1, 6),)),
     "mean 10^4": (Offset, (1e4 + torch.randn(1, 6),)),
 }
 

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from autocompress.errors import TraceError
 from autocompress.models.trace import trace
@@ -74,6 +74,16 @@ def test_a_graph_that_computes_something_else_is_refused(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(onnx_template, "_export", wrong)
     with pytest.raises(TraceError, match="must compute what the network computes"):
+        make_template(net)
+
+
+def test_an_operator_that_cannot_be_exported_is_named() -> None:
+    class Distances(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cdist(x[:, None], 2 * x[:, None])
+
+    net = trace(Distances().eval(), (torch.randn(1, 4),))
+    with pytest.raises(TraceError, match="_cdist_forward"):
         make_template(net)
 
 

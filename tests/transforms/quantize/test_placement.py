@@ -1,11 +1,14 @@
 from collections.abc import Mapping
 
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from autocompress.core.plan import Plan
+from autocompress.models.trace import trace
 from autocompress.transforms.quantize.placement import integer_layers, rounded_tensors
-
-from .nets import EDGES, PLAIN, Residual, trained
+from tests.transforms.nets import EDGES, PLAIN, Residual, trained
 
 ALL = ("stem", "conv1", "conv2", "depth", "point", "group", "fc")
 
@@ -81,3 +84,28 @@ def test_all_at_8() -> None:
         "input", "relu(stem)", "relu(conv1)", "conv2", "relu(add)", "relu(depth)",
         "relu(point)", "relu(group)", "mean",
     }  # fmt: skip
+
+
+class Shared(nn.Module):
+    """A weight of a convolution that something else reads: its transpose, or a table's rows."""
+
+    def __init__(self, table: bool) -> None:
+        super().__init__()
+        self.table = table
+        self.weight = nn.Parameter(torch.randn(8, 8) if table else torch.randn(8, 8, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.table:
+            return F.linear(F.embedding(x, self.weight), self.weight)
+        return F.conv_transpose2d(F.relu(F.conv2d(x, self.weight)), self.weight)
+
+
+@pytest.mark.parametrize("table", [True, False])
+def test_a_weight_that_another_operator_reads_stays_a_float(table: bool) -> None:
+    """Runtimes round it anew for a transposed convolution, to another grid."""
+    example = torch.zeros(1, 4, dtype=torch.int64) if table else torch.randn(1, 8, 6, 6)
+    net = trace(Shared(table).eval(), (example,))
+    (layer,) = net.layers
+    plan = Plan({f"{layer.name}/w_bits": 8, f"{layer.name}/a_bits": 8})
+    assert bool(integer_layers(net, plan)) == table
+    assert bool(rounded_tensors(net, plan, PLAIN)) == table
