@@ -5,7 +5,7 @@ from autocompress.core.pareto import closest_miss, non_dominated
 from autocompress.engine.loop import drive, finish
 from autocompress.engine.progress import best_so_far
 from tests.engine.fakes import FakeEvaluator
-from tests.engine.test_agenda import LIMIT, of_outcome, searched
+from tests.engine.test_scheduler import LIMIT, of_outcome, searched
 from tests.engine.test_study import study_at
 
 

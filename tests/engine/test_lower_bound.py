@@ -8,7 +8,7 @@ from autocompress.core.plan import Plan
 from autocompress.cost.latency_model import Prediction
 from autocompress.engine.loop import drive
 from tests.engine.fakes import SPACE, FakeEvaluator, size_of
-from tests.engine.test_agenda import BASELINES, searched
+from tests.engine.test_scheduler import BASELINES, searched
 from tests.engine.test_study import study_at
 
 

@@ -9,7 +9,7 @@ from autocompress.engine.parameters import Parameters
 from autocompress.engine.proposers import make_sampler
 from autocompress.engine.store import Place
 from autocompress.engine.study import Study
-from tests.engine.test_evaluate import make_evaluator
+from tests.engine.test_evaluator import make_evaluator
 
 SPACE = SearchSpace({"0/keep": (0.5, 0.75, 1.0), "0/w_bits": (2, 4, 8), "2/w_bits": (2, 4, 8)})
 

@@ -20,7 +20,7 @@ from autocompress.engine.proposers.guided.sensitivity_cache import SensitivityCa
 from autocompress.errors import TaskError
 from autocompress.transforms.sensitivity import Effects
 from tests.engine.executors.support import SPACE, searched
-from tests.engine.test_evaluate import make_evaluator
+from tests.engine.test_evaluator import make_evaluator
 from tests.waiting import FAR, until
 
 LARGE = 0.0122  # made-up milliseconds of the uncompressed file alone

@@ -16,7 +16,7 @@ from autocompress.engine.executors.worker import (
 )
 from autocompress.engine.scheduler import Job
 from autocompress.errors import ConfigError, TaskError
-from tests.engine.test_evaluate import make_evaluator
+from tests.engine.test_evaluator import make_evaluator
 
 JOB = Job(Plan({"0/w_bits": 4}), Recipe())
 

@@ -2,7 +2,6 @@ import math
 
 import pytest
 import torch
-from tests.engine.test_guide import EFFECTS, NAMES, SPACE, loss_of
 
 from autocompress.core.plan import Plan
 from autocompress.core.space import SearchSpace
@@ -15,6 +14,7 @@ from autocompress.engine.proposers.guided.sensitivity import (
 from autocompress.engine.proposers.guided.sensitivity_cache import SensitivityCache
 from autocompress.models.students import STUDENTS
 from autocompress.models.trace import trace
+from tests.engine.proposers.guided.test_guide import EFFECTS, NAMES, SPACE, loss_of
 from tests.targets.support import Residual, network
 
 
