@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("ray", reason="needs the package ray")
 
 from autocompress.core.execution import Execution
-from autocompress.engine.executors import Serial, make_executor, tuned
+from autocompress.engine.executors import Serial, make_executor, ray_tune
 from autocompress.engine.executors.ray_tune import Tuned, _Searcher
 from autocompress.engine.scheduler import Scheduler
 from autocompress.errors import InputError
@@ -36,7 +36,7 @@ def test_a_cluster_that_is_not_there_is_a_sentence(address: str):
 
 
 def test_what_listens_and_is_no_cluster_is_a_sentence(monkeypatch):
-    monkeypatch.setattr(tuned, "_ANSWER", 3.0)
+    monkeypatch.setattr(ray_tune, "_ANSWER", 3.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(InputError, match=f"{address} does not"):
