@@ -3,6 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from autocompress._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from autocompress.api import Run, open_run, search, search_config, status
     from autocompress.core.budget import Budget
@@ -13,8 +15,6 @@ if TYPE_CHECKING:
     from autocompress.report.front import Front, Pick
     from autocompress.run.bench import bench, bench_all, calibrate
     from autocompress.tasks.base import Task
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AutocompressError",

@@ -279,7 +279,6 @@ def _front(parsed: argparse.Namespace) -> int:
 
 def _pick(parsed: argparse.Namespace) -> int:
     from autocompress import api
-    from autocompress.report.tables import describe
     from autocompress.targets.checkfile import check_path
 
     pick = (
@@ -295,7 +294,7 @@ def _pick(parsed: argparse.Namespace) -> int:
     )
     checked = not parsed.no_check
     written = None if parsed.output is None else pick.export(parsed.output, check=checked)
-    print(describe(pick))
+    print(pick)
     if written is not None:
         print(f"written: {written}\ncard: {written}.md, {written}.json")
         check = check_path(written)

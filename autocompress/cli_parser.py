@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-import autocompress
+from autocompress._version import __version__
 
 __all__ = ["Parser", "make_parser"]
 
@@ -59,7 +59,7 @@ def make_parser(
         epilog=_EXIT,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=autocompress.__version__)
+    parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     made: dict[str, argparse.ArgumentParser] = {}
 

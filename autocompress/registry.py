@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import autocompress
 from autocompress.core.space import SearchSpace, SpaceTemplate
 from autocompress.errors import AutocompressError, InputError, TaskError, unknown
 from autocompress.models.network import Network
@@ -20,7 +19,7 @@ __all__ = ["find_space", "make_task", "resolve_space", "spaces_directory"]
 
 def spaces_directory() -> Path:
     """Return the folder of the search spaces that come with the package."""
-    package = Path(autocompress.__file__).parent
+    package = Path(__file__).parent
     inside = package / "search_spaces"
     return inside if inside.is_dir() else package.parent / "search_spaces"
 

@@ -1,5 +1,6 @@
 """What the package promises as a whole: its names, its wheel, its command."""
 
+import graphlib
 import pkgutil
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import grimp
 import pytest
 
 import autocompress as ac
@@ -98,3 +100,11 @@ def test_the_command_is_on_the_path_and_knows_its_version() -> None:
     for given in ([command], [sys.executable, "-m", "autocompress"]):
         done = subprocess.run([*given, "--version"], capture_output=True, text=True, check=True)
         assert ac.__version__ in done.stdout
+
+
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    """Imports for type checking and inside functions count too."""
+    graph = grimp.build_graph("autocompress", exclude_type_checking_imports=False, cache_dir=None)
+    imported = {m: graph.find_modules_directly_imported_by(m) for m in graph.modules}
+    assert sum(map(len, imported.values())) > 500
+    graphlib.TopologicalSorter(imported).prepare()  # raises CycleError, which names the files

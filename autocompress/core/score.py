@@ -3,8 +3,10 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal
 
+from autocompress.core.artifact import Artifact
 from autocompress.core.budget import Budget
 from autocompress.core.plan import Plan, Recipe
 from autocompress.errors import InputError, unknown
@@ -111,6 +113,11 @@ class Score:
     def key(self) -> str:
         """Return the artifact's key: a digest of plan, recipe and target."""
         return self.recipe.key(self.plan, self.target)
+
+    def file(self, directory: Path) -> Artifact:
+        """Return the file as it was scored, in a run directory."""
+        path = directory / "artifacts" / self.artifact
+        return Artifact(path, self.sha256, int(self.size_bytes), self.target)
 
     @property
     def latency_figure_ms(self) -> float:

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from autocompress.core.abilities import Abilities
 from autocompress.cost.shapes import Shaped, shapes_of
-from autocompress.models.network import Layer
+from autocompress.models.layer import Layer
 from autocompress.transforms.compressor import Compressed, QuantizedWeight
 from autocompress.transforms.quantize.placement import chain_end
 

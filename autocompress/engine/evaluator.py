@@ -35,7 +35,6 @@ from autocompress.errors import (
     RunError,
 )
 from autocompress.models.network import Network
-from autocompress.report.front import Pick
 from autocompress.targets.base import Session, Target
 from autocompress.targets.check import make_check
 from autocompress.targets.checkfile import check_path
@@ -379,20 +378,21 @@ class Evaluator:
         near = limit and found.low_ms * (1 - _NEAR) <= limit <= found.high_ms * (1 + _NEAR)
         return timing(2.5, 0.001) if near else found
 
-    def test(self, pick: Pick) -> Mean:
+    def test(self, score: Score) -> Mean:
         """Score a file on the test split of a task that has one."""
         assert self.task.test is not None
-        return mean_of(self.task.test(self.target.open(pick.path)), "test")
+        return mean_of(self.task.test(self.target.open(score.file(self.directory).path)), "test")
 
-    def restore(self, pick: Pick) -> None:
+    def restore(self, score: Score) -> None:
         """Build a score's file again if it is not there as it was scored.
 
         Raises ArtifactError if it cannot be: another version of a library writes another file.
         """
+        artifact = score.file(self.directory)
         try:
-            pick.artifact.verify()
+            artifact.verify()
         except ArtifactError:
-            self.builder.build(self.compressor.compress(pick.plan), pick.path)
-            pick.artifact.verify()
-        if pick.score.cpu == self.cpu and not check_path(pick.path).exists():
-            self._write_check(self.target.open(pick.path), pick.artifact)
+            self.builder.build(self.compressor.compress(score.plan), artifact.path)
+            artifact.verify()
+        if score.cpu == self.cpu and not check_path(artifact.path).exists():
+            self._write_check(self.target.open(artifact.path), artifact)

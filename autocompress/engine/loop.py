@@ -3,6 +3,7 @@
 import math
 import re
 
+from autocompress.core.results import Results
 from autocompress.engine.evaluator import Evaluator
 from autocompress.engine.executors import Executor, Serial
 from autocompress.engine.executors.heartbeats import work_folder
@@ -11,7 +12,6 @@ from autocompress.engine.proposers.guided.sensitivity_cache import SensitivityCa
 from autocompress.engine.scheduler import Scheduler
 from autocompress.engine.study import Study
 from autocompress.errors import AutocompressError
-from autocompress.report.front import Front
 
 __all__ = ["drive", "finish", "tidy"]
 
@@ -62,24 +62,24 @@ def finish(study: Study, evaluator: "Evaluator", progress: ProgressCallback) -> 
     Members of the front, or the closest miss, and the baselines are scored, each once. Returns a
     note about what could not be done, or "".
     """
-    front = Front(study.scores, study.objectives, study.budget, evaluator.directory)
+    results = Results(study.scores, study.objectives, study.budget, evaluator.directory)
     note = ""
-    for pick in front.picks:
+    for score in results.measured:
         try:
-            evaluator.restore(pick)
+            evaluator.restore(score)
         except AutocompressError as error:
-            note = note or f"trial {pick.score.trial}: {error}"
+            note = note or f"trial {score.trial}: {error}"
     if evaluator.task.test is None:
         return note
-    picks = {p.score.trial: p for p in (*front.members, *front.baselines)}
-    for done, pick in enumerate(picks.values()):
-        progress(Progress(done, len(picks), what="test scores"))
-        if not math.isnan(pick.score.test_accuracy):
+    scores = {score.trial: score for score in (*results.best, *results.uniform)}
+    for done, score in enumerate(scores.values()):
+        progress(Progress(done, len(scores), what="test scores"))
+        if not math.isnan(score.test_accuracy):
             continue
         try:
-            study.add_test(pick.score, evaluator.test(pick))
+            study.add_test(score, evaluator.test(score))
         except Exception as error:  # the user's test raises what it likes
             kind = "" if isinstance(error, AutocompressError) else f"{type(error).__name__}: "
-            note = note or f"trial {pick.score.trial} has no test score: {kind}{error}"
-    progress(Progress(len(picks), len(picks), what="test scores"))
+            note = note or f"trial {score.trial} has no test score: {kind}{error}"
+    progress(Progress(len(scores), len(scores), what="test scores"))
     return note

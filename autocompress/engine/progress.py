@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from autocompress.core.budget import Budget
 from autocompress.core.pareto import Volume, floor_of
 from autocompress.core.plan import Plan
+from autocompress.core.results import Results
 from autocompress.core.score import Score
 from autocompress.engine.study import Study
-from autocompress.report.front import Front
 
 __all__ = [
     "Progress",
@@ -102,7 +102,7 @@ def best_of(scores: Sequence[Score], objectives: tuple[str, ...], budget: Budget
 
     Near is one point of a metric that is a fraction, one percent of any other.
     """
-    front = Front(scores, objectives, budget, Path())
+    front = Results(scores, objectives, budget, Path())
     good = [score for score in front.measured if score.meets(budget)]
     if front.reference is None or not good:
         return ""

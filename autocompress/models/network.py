@@ -12,34 +12,12 @@ from torch import Tensor, fx
 
 from autocompress.errors import PlanError, unknown
 from autocompress.models.channels.groups import Groups, Unit, find_groups
+from autocompress.models.layer import Layer
 from autocompress.models.plain import graph_of, plain
 
-__all__ = ["Layer", "Network", "Observer"]
+__all__ = ["Network", "Observer"]
 
 Observer = Callable[[fx.Node, Any], Tensor | None]
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A convolution or linear layer of a network.
-
-    ``kind`` is "conv", "depthwise", "grouped" or "linear"; ``node`` is the name of its node in
-    the graph; ``weight`` and ``bias`` are keys of the network's parameters, there is always a
-    bias; shapes are without the batch; ``macs`` are multiply-adds for one input, ``positions``
-    how often each weight is used for them; all are of the network that was traced.
-    """
-
-    name: str
-    kind: str
-    node: str
-    weight: str
-    bias: str
-    groups: int
-    in_shape: tuple[int, ...]
-    out_shape: tuple[int, ...]
-    macs: int
-    parameters: int
-    positions: int
 
 
 @dataclass(frozen=True, eq=False)

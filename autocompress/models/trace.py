@@ -18,7 +18,8 @@ from torch.fx.operator_schemas import normalize_function
 
 from autocompress.errors import TraceError
 from autocompress.models.channels.moves import canonical
-from autocompress.models.network import Layer, Network
+from autocompress.models.layer import Layer
+from autocompress.models.network import Network
 
 __all__ = ["LAYER_OPS", "silence", "trace"]
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import autocompress
+from autocompress._version import __version__
 from autocompress.core.plan import KNOBS, split_name
 from autocompress.core.score import Score
 from autocompress.report import formatting
@@ -67,7 +67,7 @@ def card_data(score: Score, reference: Score | None, file_name: str) -> dict[str
         "difference": None if math.isnan(score.difference) else score.difference,
         "differs": score.differs,
         "seed": score.seed,
-        "autocompress": autocompress.__version__,
+        "autocompress": __version__,
     }
 
 
@@ -80,7 +80,7 @@ def card(score: Score, reference: Score | None, file_name: str) -> str:
     kind = f" It is the baseline “{formatting.one_line(score.baseline)}”." if score.baseline else ""
     parts = [
         f"# {_code(file_name)}",
-        f"A network compressed by autocompress {autocompress.__version__} (trial {score.trial}) "
+        f"A network compressed by autocompress {__version__} (trial {score.trial}) "
         f"for {_code(score.target)}.{kind} Every figure was measured on this file in its runtime"
         + (f", but for those predicted for {_code(score.device)}." if score.device else "."),
         _figure_table(score, reference),

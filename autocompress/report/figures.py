@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autocompress.core.files import write_whole
+from autocompress.core.results import Results
 from autocompress.core.score import Score
 from autocompress.errors import InputError
 from autocompress.report.formatting import one_line, short_name
@@ -16,8 +17,6 @@ from autocompress.report.formatting import one_line, short_name
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from autocompress.report.front import Front
 
 __all__ = ["plot"]
 
@@ -27,7 +26,7 @@ _WINDOW = 0.12  # of the best accuracy: how far down the axis reaches
 _SUFFIXES = {".png": {"Software": None}, ".svg": {"Date": None, "Creator": None}}
 
 
-def plot(front: "Front", path: Path) -> Path:
+def plot(front: Results, path: Path) -> Path:
     """Draw a front into a .png or .svg file and return its path; the same front, the same file.
 
     Raises InputError for another suffix or a path that cannot be written.
@@ -61,7 +60,7 @@ class _Panel:
         return float(getattr(score, self.value)) * self.scale
 
 
-def _panels(front: "Front") -> list[_Panel]:
+def _panels(front: Results) -> list[_Panel]:
     size, latency = front.budget.max_size_bytes, front.budget.latency_ms
     kb = None if size is None else size / 1000
     panels = [
@@ -91,7 +90,7 @@ def _panels(front: "Front") -> list[_Panel]:
     return panels
 
 
-def _figure(front: "Front") -> "Figure":
+def _figure(front: Results) -> "Figure":
     from matplotlib.figure import Figure
 
     panels = _panels(front)
@@ -109,7 +108,7 @@ def _figure(front: "Front") -> "Figure":
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("accuracy (%)" if fractions else "accuracy")
     if not front.feasible:
-        title = "nothing meets the budget: the closest miss" if front.members else "no trials yet"
+        title = "nothing meets the budget: the closest miss" if front.best else "no trials yet"
         axes[0].set_title(title, loc="left", fontsize=10, color=_LIMIT)
     handles, labels = axes[0].get_legend_handles_labels()
     if handles:
@@ -124,15 +123,15 @@ def _figure(front: "Front") -> "Figure":
     return figure
 
 
-def _range(front: "Front", unit: float) -> tuple[float, float]:
+def _range(front: Results, unit: float) -> tuple[float, float]:
     """Return the accuracies that the axis shows: the best, and what is near enough to matter."""
     if not front.measured:
         return 0.0, 1.0
-    shown = [pick.score for pick in (*front.members, *front.baselines)]
+    shown = [*front.best, *front.uniform]
     best = max(score.accuracy for score in front.measured)
     worst = min(score.accuracy for score in shown) if shown else best
     window = _WINDOW * abs(best) or 1.0
-    floor = min(max(worst, best - window), *(p.score.accuracy for p in front.members[-1:]))
+    floor = min(max(worst, best - window), *(s.accuracy for s in front.best[-1:]))
     tops = [v for s in shown for v in (s.accuracy_high, s.test_accuracy) if not math.isnan(v)]
     top = max([best, *tops])
     lows = [
@@ -143,11 +142,11 @@ def _range(front: "Front", unit: float) -> tuple[float, float]:
     return (bottom - margin) * unit, (top + margin) * unit
 
 
-def _draw(axis: "Axes", front: "Front", panel: _Panel, unit: float, low: float) -> None:
-    members = sorted((pick.score for pick in front.members), key=panel.x)
+def _draw(axis: "Axes", front: Results, panel: _Panel, unit: float, low: float) -> None:
+    members = sorted(front.best, key=panel.x)
     on_front = {score.trial for score in members}
     plain = [s for s in front.measured if s.trial not in on_front and not s.baseline]
-    bases = [p.score for p in front.baselines if p.score.trial not in on_front]
+    bases = [s for s in front.uniform if s.trial not in on_front]
     if plain:
         axis.scatter(
             [panel.x(s) for s in plain], [s.accuracy * unit for s in plain],
@@ -244,7 +243,7 @@ def _ticks(axis: "Axes", values: Sequence[float], limit: float | None) -> None:
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
 
 
-def _label(figure: "Figure", axis: "Axes", front: "Front", panel: _Panel, unit: float) -> None:
+def _label(figure: "Figure", axis: "Axes", front: Results, panel: _Panel, unit: float) -> None:
     """Write the baselines' names beside their marks, where they cover neither marks nor names."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.text import Text
@@ -252,20 +251,20 @@ def _label(figure: "Figure", axis: "Axes", front: "Front", panel: _Panel, unit: 
     renderer: Any = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
     figure.draw_without_rendering()  # settles where the axes are
     to_pixels = axis.transData.transform
-    picks = {p.score.trial: p.score for p in (*front.members, *front.baselines)}
-    marks = [to_pixels((panel.x(s), s.accuracy * unit)) for s in picks.values()]
-    tested = [p.score for p in front.members if not math.isnan(p.score.test_accuracy)]
+    shown = {s.trial: s for s in (*front.best, *front.uniform)}
+    marks = [to_pixels((panel.x(s), s.accuracy * unit)) for s in shown.values()]
+    tested = [s for s in front.best if not math.isnan(s.test_accuracy)]
     marks += [to_pixels((panel.x(s), s.test_accuracy * unit)) for s in tested]
     frame = axis.get_window_extent()
     taken = [_Box(x - 4, y - 4, x + 4, y + 4) for x, y in marks]
     if panel.value == "size_bytes":
-        line = [to_pixels((panel.x(p.score), p.score.accuracy * unit)) for p in front.members]
+        line = [to_pixels((panel.x(s), s.accuracy * unit)) for s in front.best]
         for (x, y), (x_next, y_next) in itertools.pairwise(line):
             taken += [_Box(x, y - 1, x_next, y + 1), _Box(x_next - 1, y, x_next + 1, y_next)]
     leader = {"arrowstyle": "-", "color": _BASE, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}
     pixel = figure.dpi / 72
-    named = sorted(front.baselines, key=lambda pick: pick.score is not front.reference)
-    for score in (pick.score for pick in named):
+    named = sorted(front.uniform, key=lambda score: score is not front.reference)
+    for score in named:
         name = short_name(score.baseline)
         x, y = to_pixels((panel.x(score), score.accuracy * unit))
         if not (frame.x0 <= x <= frame.x1 and frame.y0 <= y <= frame.y1):

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from autocompress.core.budget import Budget
+from autocompress.core.results import Results
 from autocompress.core.score import Score
 
 __all__ = [
@@ -124,3 +125,10 @@ def no_model(what: str, miss: Score | None, floor: Mapping[str, float] | None = 
         + (f"The predicted floor of this search space: {least}. " if least else "")
         + "Loosen the limits or search on with more trials."
     )
+
+
+def no_front(results: Results) -> str:
+    """Return the sentence with the closest miss where nothing meets the budget, else ""."""
+    if results.feasible:
+        return ""
+    return no_model(limits(results.budget), results.miss, results.floor)

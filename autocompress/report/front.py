@@ -3,20 +3,22 @@
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from autocompress.core.artifact import Artifact
-from autocompress.core.budget import LIMITS, Budget
+from autocompress.core.budget import LIMITS
 from autocompress.core.files import write_whole
-from autocompress.core.pareto import closest_miss, non_dominated
 from autocompress.core.plan import Plan
+from autocompress.core.results import Results, by_size
 from autocompress.core.score import Score
 from autocompress.errors import InputError, NoModelError
 from autocompress.report.card import card, card_data
-from autocompress.report.formatting import figures, limits, no_model
+from autocompress.report.figures import plot
+from autocompress.report.formatting import figures, limits, no_front, no_model
+from autocompress.report.tables import COLUMNS, WHOLE, describe, html_table, rows, text_table
 from autocompress.targets.check import Verified, verify
 from autocompress.targets.checkfile import check_path
 
@@ -42,9 +44,7 @@ class Pick:
     reference: Score | None = None
 
     def __str__(self) -> str:
-        from autocompress.report.tables import describe
-
-        return describe(self)
+        return describe(self.score, self.path, self.reference)
 
     def __repr__(self) -> str:
         return f"<Pick of trial {self.score.trial}: {figures(self.score)}, {self.path}>"
@@ -57,8 +57,7 @@ class Pick:
     @property
     def artifact(self) -> Artifact:
         """The file as it was scored."""
-        score = self.score
-        return Artifact(self.path, score.sha256, int(score.size_bytes), score.target)
+        return replace(self.score.file(Path()), path=self.path)
 
     def verify(self) -> Verified:
         """Run the file here and tell whether it answers as it did where it was scored.
@@ -93,85 +92,37 @@ class Pick:
 
 
 @dataclass(frozen=True, repr=False)
-class Front:
+class Front(Results):
     """The non-dominated scores that meet the budget, in ascending order of size.
 
-    ``directory`` is the run directory, whose ``artifacts`` folder has the files. ``floor``: by
-    limit of the budget, the least that is predicted over the search space. A sequence of
-    :class:`Pick`.
+    A sequence of :class:`Pick`.
     """
-
-    scores: Sequence[Score]
-    objectives: tuple[str, ...]
-    budget: Budget
-    directory: Path
-    floor: Mapping[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "scores", tuple(self.scores))
-        object.__setattr__(self, "objectives", tuple(self.objectives))
-        object.__setattr__(self, "directory", Path(self.directory))
-
-    @cached_property
-    def measured(self) -> tuple[Score, ...]:
-        """The scores of files that were measured, in order of trials."""
-        return tuple(score for score in self.scores if score.outcome == "ok")
-
-    @cached_property
-    def reference(self) -> Score | None:
-        """The score of the uncompressed model, None before it has one."""
-        return next((score for score in self.measured if score.baseline == "uncompressed"), None)
-
-    @cached_property
-    def feasible(self) -> bool:
-        """Whether a measured file meets the budget."""
-        return any(score.meets(self.budget) for score in self.measured)
 
     @cached_property
     def members(self) -> tuple[Pick, ...]:
         """The front in ascending size; the closest miss alone where nothing meets the budget."""
-        if self.feasible:
-            within = [score for score in self.measured if score.meets(self.budget)]
-            found = non_dominated(within, self.objectives)
-        else:
-            miss = closest_miss(self.measured, self.budget)
-            found = [] if miss is None else [miss]
-        return self._picks(found)
+        return self._picks(self.best)
 
     @cached_property
     def baselines(self) -> tuple[Pick, ...]:
         """The measured baselines in ascending size, those on the front too."""
-        return self._picks([score for score in self.measured if score.baseline])
+        return self._picks(self.uniform)
 
     @property
     def picks(self) -> tuple[Pick, ...]:
         """All measured files in ascending size."""
-        return self._picks(self.measured)
-
-    @property
-    def failures(self) -> tuple[Score, ...]:
-        """The trials that failed."""
-        return tuple(score for score in self.scores if score.outcome == "failed")
-
-    @property
-    def over_budget(self) -> tuple[Score, ...]:
-        """The plans that were predicted to be over budget, and not built."""
-        return tuple(score for score in self.scores if score.outcome == "over_budget")
+        return self._picks(by_size(self.measured))
 
     @property
     def message(self) -> str:
         """The sentence with the closest miss where nothing meets the budget, else empty."""
-        if self.feasible:
-            return ""
-        miss = closest_miss(self.measured, self.budget)
-        return no_model(limits(self.budget), miss, self.floor)
+        return no_front(self)
 
     def _picks(self, scores: Sequence[Score]) -> tuple[Pick, ...]:
-        ordered = sorted(scores, key=lambda score: (score.size_bytes, score.trial))
-        return tuple(self._pick(score) for score in ordered)
+        return tuple(map(self._pick, scores))
 
     def _pick(self, score: Score) -> Pick:
-        return Pick(score, self.directory / "artifacts" / score.artifact, self.reference)
+        return Pick(score, score.file(self.directory).path, self.reference)
 
     def __iter__(self) -> Iterator[Pick]:
         return iter(self.members)
@@ -187,8 +138,6 @@ class Front:
         return self.members[index]
 
     def __str__(self) -> str:
-        from autocompress.report.tables import text_table
-
         return text_table(self)
 
     def __repr__(self) -> str:
@@ -196,8 +145,6 @@ class Front:
         return f"<Front of {len(self)} from {len(self.scores)} scores in {self.directory}{state}>"
 
     def _repr_html_(self) -> str:
-        from autocompress.report.tables import html_table
-
         return html_table(self)
 
     def to_pandas(self, baselines: bool = False) -> "pandas.DataFrame":
@@ -207,8 +154,6 @@ class Front:
         uncompressed size over the file's. What was not measured is NaN or NA.
         """
         import pandas
-
-        from autocompress.report.tables import COLUMNS, WHOLE, rows
 
         frame = pandas.DataFrame(rows(self, baselines), columns=list(COLUMNS))
         for name in COLUMNS:
@@ -277,6 +222,4 @@ class Front:
 
         Raises InputError for another suffix or a path that cannot be written.
         """
-        from autocompress.report.figures import plot
-
         return plot(self, Path(path))

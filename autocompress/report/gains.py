@@ -2,13 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from autocompress.core.pareto import non_dominated
+from autocompress.core.results import Results
 from autocompress.core.score import OBJECTIVES, Score
-
-if TYPE_CHECKING:
-    from autocompress.report.front import Front
 
 __all__ = ["Gain", "gain_over_uniform", "gains_text"]
 
@@ -29,7 +26,7 @@ class Gain:
     cheaper: float
 
 
-def gain_over_uniform(front: "Front", cost: str) -> Gain | None:
+def gain_over_uniform(front: Results, cost: str) -> Gain | None:
     """Return the gain over uniform plans within the budget, None where there is none to compare."""
     within = [score for score in front.measured if score.meets(front.budget)]
     uniform = [score for score in within if score.baseline.startswith("uniform")]
@@ -58,7 +55,7 @@ def _rises(best: Sequence[Score], found: Sequence[Score], field: str) -> tuple[f
     return sum(rises) / len(rises), most, best[rises.index(most)]
 
 
-def gains_text(front: "Front") -> list[str]:
+def gains_text(front: Results) -> list[str]:
     """Return a line for size, one for latency, of what can be compared."""
     lines = []
     for cost, unit in (("size", "bytes"), ("latency", "ms")):

@@ -6,13 +6,13 @@ import io
 import json
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+from autocompress.core.results import Results
+from autocompress.core.score import Score
 from autocompress.report import formatting
 from autocompress.report.gains import gains_text
-
-if TYPE_CHECKING:
-    from autocompress.report.front import Front, Pick
 
 __all__ = ["COLUMNS", "WHOLE", "describe", "html_table", "rows", "text_table", "to_csv", "to_json"]
 
@@ -30,24 +30,24 @@ WHOLE = frozenset(
 _TEXT = frozenset({"(95 %)", "baseline"})  # headings of columns aligned to the left
 
 
-def _listed(front: "Front", baselines: bool) -> "list[tuple[Pick, bool]]":
-    """Return the members, then the baselines that are not members, and whether each is one."""
-    trials = {pick.score.trial for pick in front.members}
-    others = [p for p in front.baselines if baselines and p.score.trial not in trials]
-    return [(p, True) for p in front.members] + [(p, False) for p in others]
+def _listed(front: Results, baselines: bool) -> list[tuple[Score, bool]]:
+    """Return the front, then the baselines that are not on it, and whether each is."""
+    trials = {score.trial for score in front.best}
+    others = [score for score in front.uniform if baselines and score.trial not in trials]
+    return [(score, True) for score in front.best] + [(score, False) for score in others]
 
 
-def rows(front: "Front", baselines: bool = True) -> list[dict[str, Any]]:
+def rows(front: Results, baselines: bool = True) -> list[dict[str, Any]]:
     """Return one mapping of COLUMNS a member, then a baseline; None is not measured.
 
     ``on_front`` is false for baselines beside the front and for a closest miss.
     """
     found = []
-    for pick, member in _listed(front, baselines):
-        row: dict[str, Any] = {name: getattr(pick.score, name) for name in _FIELDS}
-        row["smaller"] = formatting.smaller(pick.score, front.reference)
+    for score, member in _listed(front, baselines):
+        row: dict[str, Any] = {name: getattr(score, name) for name in _FIELDS}
+        row["smaller"] = formatting.smaller(score, front.reference)
         row["on_front"] = member and front.feasible
-        row["meets_budget"] = pick.score.meets(front.budget)
+        row["meets_budget"] = score.meets(front.budget)
         for name, value in row.items():
             if isinstance(value, float) and not math.isfinite(value):
                 row[name] = None
@@ -57,10 +57,9 @@ def rows(front: "Front", baselines: bool = True) -> list[dict[str, Any]]:
     return found
 
 
-def _cells(pick: "Pick") -> dict[str, str]:
+def _cells(score: Score, reference: Score | None) -> dict[str, str]:
     """Return a file's figures by heading; those of a device only where the search was for one."""
-    score = pick.score
-    smaller = formatting.smaller(score, pick.reference)
+    smaller = formatting.smaller(score, reference)
     cells = {
         "trial": f"{'!' * bool(score.differs)}{score.trial}",
         "accuracy": formatting.accuracy(score.accuracy),
@@ -80,13 +79,13 @@ def _cells(pick: "Pick") -> dict[str, str]:
     return {**cells, "baseline": formatting.one_line(score.baseline)}
 
 
-def _notes(front: "Front") -> list[str]:
+def _notes(front: Results) -> list[str]:
     notes = [
         "accuracy: validation split, ± half its 95 % interval; test: a split that neither the "
         "search nor a pick uses"
     ]
     notes += gains_text(front)
-    listed = [pick.score for pick, _ in _listed(front, baselines=True) if pick.score.differs]
+    listed = [score for score, _ in _listed(front, baselines=True) if score.differs]
     for differs in dict.fromkeys(score.differs for score in listed):
         trials = ", ".join(f"!{score.trial}" for score in listed if score.differs == differs)
         notes.append(f"{trials}: {formatting.one_line(differs)}")
@@ -108,22 +107,24 @@ def _notes(front: "Front") -> list[str]:
     return notes
 
 
-def _sections(front: "Front") -> "list[tuple[str, list[Pick]]]":
+def _sections(front: Results) -> list[tuple[str, list[Score]]]:
     listed = _listed(front, baselines=True)
     title = "front" if front.feasible else "closest miss; nothing meets the budget"
     sections = [
-        (title, [pick for pick, member in listed if member]),
-        ("baselines beside it", [pick for pick, member in listed if not member]),
+        (title, [score for score, member in listed if member]),
+        ("baselines beside it", [score for score, member in listed if not member]),
     ]
-    return [(name, picks) for name, picks in sections if picks]
+    return [(name, scores) for name, scores in sections if scores]
 
 
-def text_table(front: "Front") -> str:
+def text_table(front: Results) -> str:
     """Return the front, the baselines beside it and notes as aligned plain text."""
     sections = _sections(front)
     if not sections:
-        return front.message
-    cells = {name: [_cells(pick) for pick in picks] for name, picks in sections}
+        return formatting.no_front(front)
+    cells = {
+        name: [_cells(score, front.reference) for score in scores] for name, scores in sections
+    }
     every = [row for found in cells.values() for row in found]
     widths = {name: max(len(name), *(len(row[name]) for row in every)) for name in every[0]}
 
@@ -140,19 +141,20 @@ def text_table(front: "Front") -> str:
     return "\n".join([*lines, *_notes(front)])
 
 
-def html_table(front: "Front") -> str:
+def html_table(front: Results) -> str:
     """Return the same table as HTML, every text in it escaped."""
     sections = _sections(front)
     if not sections:
-        return f"<p>{html.escape(front.message)}</p>"
-    headings = list(_cells(sections[0][1][0]))
+        return f"<p>{html.escape(formatting.no_front(front))}</p>"
+    headings = list(_cells(sections[0][1][0], front.reference))
     width = len(headings)
     heads = "".join(f"<th>{html.escape(name)}</th>" for name in headings)
     parts = [f"<table><thead><tr>{heads}</tr></thead>"]
-    for name, picks in sections:
+    for name, scores in sections:
         parts.append(f'<tbody><tr><th colspan="{width}">{html.escape(name)}</th></tr>')
-        for pick in picks:
-            body = "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(pick).values())
+        for score in scores:
+            cells = _cells(score, front.reference).values()
+            body = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
             parts.append(f"<tr>{body}</tr>")
         parts.append("</tbody>")
     parts.append("</table>")
@@ -160,7 +162,7 @@ def html_table(front: "Front") -> str:
     return "\n".join(parts)
 
 
-def to_csv(front: "Front", baselines: bool = True) -> str:
+def to_csv(front: Results, baselines: bool = True) -> str:
     """Return :func:`rows` as CSV with a header; empty is not measured."""
     file = io.StringIO()
     writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
@@ -169,18 +171,18 @@ def to_csv(front: "Front", baselines: bool = True) -> str:
     return file.getvalue()
 
 
-def to_json(front: "Front", baselines: bool = True) -> str:
+def to_json(front: Results, baselines: bool = True) -> str:
     """Return :func:`rows` as a JSON array, each with its plan; null is not measured."""
-    plans = [json.loads(pick.plan.to_json()) for pick, _ in _listed(front, baselines)]
+    plans = [json.loads(score.plan.to_json()) for score, _ in _listed(front, baselines)]
     found: list[Mapping[str, Any]] = [
         {**row, "plan": plan} for row, plan in zip(rows(front, baselines), plans, strict=True)
     ]
     return json.dumps(found, indent=2, allow_nan=False) + "\n"
 
 
-def describe(pick: "Pick") -> str:
+def describe(score: Score, path: Path, reference: Score | None) -> str:
     """Return the figures of one file as lines of plain text."""
-    score, smaller = pick.score, formatting.smaller(pick.score, pick.reference)
+    smaller = formatting.smaller(score, reference)
     latency = formatting.interval(
         score.latency_low_ms, score.latency_high_ms, formatting.milliseconds
     )
@@ -196,7 +198,7 @@ def describe(pick: "Pick") -> str:
         "device": formatting.on_device(score) if score.device else "",
         "beware": formatting.one_line(score.differs),
         "sha256": score.sha256,
-        "file": str(pick.path),
+        "file": str(path),
     }
     width = max(len(name) for name in lines)
     return "\n".join(

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.core.plan import Plan
+from autocompress.core.results import Results
 from autocompress.engine.proposers.guided.sensitivity_cache import SensitivityCache
 from autocompress.engine.study import Study
 from autocompress.errors import InputError
-from autocompress.report.front import Front
 from autocompress.targets.checkfile import check_path
 
 __all__ = ["adopt", "check_source"]
@@ -57,7 +57,7 @@ def check_source(
 def adopt(
     study: Study,
     directory: Path,
-    front: Front,
+    results: Results,
     notes: Mapping[str, Any],
     fingerprints: Mapping[str, str],
     *,
@@ -65,11 +65,11 @@ def adopt(
 ) -> str:
     """Take profile and scores of a run over into a study; return a note of what stays behind.
 
-    ``front`` and ``notes`` are the other run's. On the same target its scores count as they are,
+    ``results`` and ``notes`` are the other run's. On the same target its scores count as they are,
     files and all; on another its front's plans are evaluated first. Plans that are not of the
     study's space stay behind, but for baselines. ``seed``: of the new search.
     """
-    source = front.directory
+    source = results.directory
     study.set_note("adopting", str(source.resolve()))
     profile = Path("profile") / "effects.jsonl"
     cache = SensitivityCache(_unknown, directory / profile)
@@ -79,14 +79,14 @@ def adopt(
     labels = {plan: label for label, plan in space.baselines()}
     theirs = notes.get("fingerprints", {})
     if any(theirs.get(what) != fingerprints.get(what) for what in ("target", "device")):
-        plans = [pick.plan for pick in front.members]
+        plans = [score.plan for score in results.best]
         own = [plan for plan in plans if space.contains(plan)]
         study.set_note("seeds", [plan.to_json() for plan in own])
         study.set_note("adopted", 0)
         return _left(len(plans) - len(own), len(plans))
     study.set_note("reference_ms", notes.get("reference_ms"))
     left = 0
-    for score in front.measured:
+    for score in results.measured:
         if not space.contains(score.plan) and score.plan not in labels:
             left += 1
             continue
@@ -103,7 +103,7 @@ def adopt(
         if study.answer(taken.key) is None:
             study.add(taken)
     study.set_note("adopted", len(study.scores))
-    return _left(left, len(front.measured))
+    return _left(left, len(results.measured))
 
 
 def _unknown(plan: Plan) -> float:

@@ -2,20 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Protocol
 
 from autocompress.core.abilities import Abilities
 from autocompress.core.artifact import Artifact
+from autocompress.targets.session import Array, Session
 
 if TYPE_CHECKING:
     from autocompress.models.network import Network
     from autocompress.transforms.compressor import Compressed
 
 __all__ = ["Array", "Builder", "OpTime", "Session", "Target"]
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -29,22 +26,6 @@ class OpTime:
     node: str
     kind: str
     ms: float
-
-
-class Session(Protocol):
-    """An opened file. Calls take and return numpy arrays, of any batch size."""
-
-    load_ms: float
-    peak_memory_bytes: int | None
-
-    def __call__(self, *arrays: Array) -> Any:
-        """Run the file; return an array, or a tuple where there are several outputs."""
-
-    def again(self) -> "Session":
-        """Return the file opened once more, so that it lies elsewhere in memory."""
-
-    def example_inputs(self, batch_size: int = 1) -> tuple[Array, ...]:
-        """Return arrays that the file takes, the same at every call."""
 
 
 class Builder(Protocol):

@@ -15,7 +15,6 @@ import numpy as np
 
 from autocompress.core.artifact import Artifact
 from autocompress.errors import ArtifactError, ConfigError, InputError, unknown
-from autocompress.targets.base import Array, Session
 from autocompress.targets.checkfile import (
     Answers,
     Check,
@@ -33,6 +32,7 @@ from autocompress.targets.differences import (
     tuple_of,
 )
 from autocompress.targets.made_inputs import InputStatistics, inputs_like
+from autocompress.targets.session import Array, Session
 from autocompress.targets.timing import cpu_features
 
 __all__ = ["Verified", "make_check", "verified_json", "verified_text", "verify"]

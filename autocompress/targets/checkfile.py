@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from autocompress.errors import InputError
-from autocompress.targets.base import Array
 from autocompress.targets.made_inputs import InputStatistics, inputs_like, random_bits
+from autocompress.targets.session import Array
 
 __all__ = ["Answers", "Check", "check_path", "places"]
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from autocompress.targets.base import Array
+from autocompress.targets.session import Array
 
 __all__ = [
     "MACHINES", "MACHINES_UNEQUAL", "SIMULATED", "UNCOMPRESSED", "classes", "deviation", "differs",

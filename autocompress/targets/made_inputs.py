@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.targets.base import Array
+from autocompress.targets.session import Array
 
 __all__ = ["InputStatistics", "inputs_like", "random_bits", "statistics_of"]
 

@@ -8,8 +8,8 @@ import numpy as np
 import onnxruntime
 
 from autocompress.errors import ArtifactError
-from autocompress.targets.base import Array
 from autocompress.targets.memory import PeakMemory
+from autocompress.targets.session import Array
 
 __all__ = ["OnnxRuntimeSession"]
 

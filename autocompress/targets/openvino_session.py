@@ -12,8 +12,8 @@ import openvino
 from openvino.frontend import FrontEndManager
 
 from autocompress.errors import ArtifactError
-from autocompress.targets.base import Array
 from autocompress.targets.memory import PeakMemory
+from autocompress.targets.session import Array
 
 __all__ = ["OpenVinoSession"]
 

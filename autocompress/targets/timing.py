@@ -31,7 +31,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from autocompress.targets.base import Array, Session
+from autocompress.targets.session import Array, Session
 
 __all__ = ["Block", "Timing", "cpu_features", "cpu_model", "measure", "openings", "summarise"]
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, fx
 
 from autocompress.models.channels.groups import Unit
-from autocompress.models.network import Layer, Network
+from autocompress.models.layer import Layer
+from autocompress.models.network import Network
 from autocompress.transforms.reconstruct.gram import columns_of, moments
 from autocompress.transforms.reconstruct.least_squares import ridged
 from autocompress.transforms.reference import Reference

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, fx
 
 from autocompress.errors import InputError
-from autocompress.models.network import Layer, Network
+from autocompress.models.layer import Layer
+from autocompress.models.network import Network
 from autocompress.transforms.reconstruct.gram import Samples
 
 __all__ = ["LayerTarget", "Reference", "gather_inputs"]

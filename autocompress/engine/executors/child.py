@@ -10,7 +10,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import autocompress
 from autocompress.engine.executors.reaper import MARK
 from autocompress.engine.executors.worker import Answer, Payload, unpack
 from autocompress.engine.scheduler import Job
@@ -36,7 +35,7 @@ class Child:
     def __init__(self, payload: Payload, seconds: float | None, mark: str) -> None:
         self._seconds = seconds
         ours, theirs = socket.socketpair()
-        root = str(Path(autocompress.__file__).parents[1])
+        root = str(Path(__file__).parents[3])
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         with theirs:
             command = [sys.executable, "-m", __name__, str(theirs.fileno()), str(os.getpid())]

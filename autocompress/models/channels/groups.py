@@ -15,7 +15,7 @@ from autocompress.models.channels.solve import Solution, solve
 from autocompress.models.channels.walk import walk_graph
 
 if TYPE_CHECKING:
-    from autocompress.models.network import Layer
+    from autocompress.models.layer import Layer
 
 __all__ = ["Groups", "Slot", "Unit", "find_groups"]
 

@@ -18,7 +18,7 @@ from autocompress.models.channels.ids import Book, Constant, Ids
 from autocompress.models.channels.rules import Walk
 
 if TYPE_CHECKING:
-    from autocompress.models.network import Layer
+    from autocompress.models.layer import Layer
 
 __all__ = ["Solution", "solve"]
 

@@ -15,7 +15,8 @@ from torch import Tensor, fx
 
 from autocompress.core.abilities import Abilities
 from autocompress.core.plan import Plan
-from autocompress.models.network import Layer, Network
+from autocompress.models.layer import Layer
+from autocompress.models.network import Network
 from autocompress.transforms.options import Options
 from autocompress.transforms.quantize.placement import integer_layers
 from autocompress.transforms.quantize.ranges import ActivationRange, observe
