@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from autocompress.core.space import SearchSpace, SpaceTemplate
     from autocompress.errors import AutocompressError
     from autocompress.report.front import Front, Pick
-    from autocompress.run.bench import bench, bench_all, calibrate
+    from autocompress.run.bench import bench, bench_all, fit_latency
     from autocompress.tasks.base import Task
 
 __all__ = [
@@ -29,7 +29,7 @@ __all__ = [
     "Task",
     "bench",
     "bench_all",
-    "calibrate",
+    "fit_latency",
     "open_run",
     "search",
     "search_config",
@@ -40,7 +40,7 @@ __all__ = [
 _MODULES = {
     "autocompress.api": ("Run", "open_run", "search", "search_config", "status"),
     "autocompress.errors": ("AutocompressError",),
-    "autocompress.run.bench": ("bench", "bench_all", "calibrate"),
+    "autocompress.run.bench": ("bench", "bench_all", "fit_latency"),
     "autocompress.report.front": ("Front", "Pick"),
     "autocompress.core.budget": ("Budget",),
     "autocompress.core.plan": ("Plan",),
@@ -51,7 +51,12 @@ _MODULES = {
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 
+#: Names of the version before, which are understood for one release.
+_RENAMED = {"calibrate": "fit_latency"}
+
+
 def __getattr__(name: str) -> Any:
+    name = _RENAMED.get(name, name)
     if name not in _HOME:
         raise AttributeError(f"module 'autocompress' has no attribute '{name}'")
     value = getattr(importlib.import_module(_HOME[name]), name)

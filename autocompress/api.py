@@ -110,7 +110,7 @@ class Run:
         found, _ = load_calibration(calibration_path(network, target), target)
         estimator = Estimator(
             network, target.abilities, target.prepare(network), options=options,
-            device=read_hardware(config.device) if config.device else None,
+            device=read_hardware(config.hardware) if config.hardware else None,
         )  # fmt: skip
         if found is not None:
             estimator.model = found.model(notes.get("reference_ms"))
@@ -182,7 +182,7 @@ def search(
     threads: int = 1,
     batch_size: int = 1,
     portable: bool = True,
-    device: str = "",
+    hardware: str = "",
     run_dir: str | Path | None = None,
     start_from: str | Path | None = None,
     until_converged: bool = False,
@@ -193,23 +193,43 @@ def search(
     trial_memory_bytes: int | None = None,
     progress: ProgressCallback | None = None,
 ) -> Run:
-    """Search plans for a task and return the run; an interrupted one in ``run_dir`` goes on.
+    """Search plans for a task; continue if ``run_dir`` holds an interrupted search.
 
-    ``space`` is a shipped space's name, a path to a TOML file, or a mapping of patterns such as
-    ``{"*/w_bits": [4, 8]}``. ``compress`` sets how plans are carried out: ``importance`` ("energy",
-    "l1", "l2"), ``calibrate`` ("mse", "minmax", "percentile"), and ``refit``, ``bn`` or
-    ``compensate`` False to switch these repairs off. ``threads`` and ``batch_size`` are of the
-    latency measurement; ``portable`` False lets 8-bit codes take their whole range, which is right
-    on CPUs with VNNI or of ARM alone; ``device`` names a device file that latency and energy are
-    predicted for, in place of this machine. ``start_from``: the run directory of another search of
-    the same model and data, whose profile and scores are taken over (on another target its front's
-    plans are evaluated first); ``until_converged``: end when next to nothing of the hypervolume is
-    still to gain. ``trials`` are completed scores, baselines included; ``run_dir`` is
-    ``runs/<task.name>`` by default. ``storage``: the URL of a database that keeps the study (a
-    password in it is not written down), by default a file in ``run_dir``. ``workers``: processes on
-    a Ray cluster of its own, or of the one at ``ray_address``; a trial that takes more than
-    ``trial_seconds``, or ``trial_memory_bytes`` beyond what its process holds, is ended and counts
-    as failed. Raises InputError (TaskError, SpaceError, RunError).
+    Args:
+        task: The model, its data, and how files are scored.
+        space: A shipped space's name, a path to a TOML file, or a mapping of patterns such as
+            ``{"*/w_bits": [4, 8]}``.
+        target: The runtime that files are written for.
+        sampler: ``guided``, ``tpe``, ``nsga2``, ``gp`` or ``random``.
+        trials: Scored files to reach, baselines included.
+        seed: Of the sampler.
+        objectives: ``accuracy`` and one or more of ``size``, ``latency``, ``energy``, ``memory``.
+        budget: Limits that a file must meet.
+        compress: How plans are carried out: ``importance`` ("energy", "l1", "l2"), ``calibrate``
+            ("mse", "minmax", "percentile"); ``refit``, ``bn`` or ``compensate`` False switch these
+            repairs off.
+        threads: Threads of the latency measurement.
+        batch_size: Batch size of the latency measurement.
+        portable: False lets 8-bit codes use their whole range, for CPUs with VNNI or ARM only.
+        hardware: A hardware file to predict latency and energy for, instead of this machine.
+        run_dir: The run directory, by default ``runs/<task.name>``.
+        start_from: The run directory of another search of the same model and data. Its
+            sensitivities and scores are taken over; on another target, its front's plans are
+            evaluated first.
+        until_converged: End when next to nothing of the hypervolume is left to gain.
+        storage: The URL of a database for the study, by default a file in ``run_dir``. A password
+            in it is not stored.
+        workers: Processes on a Ray cluster.
+        ray_address: An existing Ray cluster.
+        trial_seconds: Time limit per trial; a trial that exceeds it fails.
+        trial_memory_bytes: Memory limit per trial, beyond what its process holds.
+        progress: Called with each :class:`Progress`.
+
+    Returns:
+        The run, whose ``front()`` has the files.
+
+    Raises:
+        InputError: For invalid input (TaskError, SpaceError and RunError are kinds of it).
     """
     if not isinstance(task, Task):
         raise TaskError(f"search needs an autocompress.Task, not {type(task).__name__}.")
@@ -219,7 +239,7 @@ def search(
         space=find_space(space), sampler=sampler, trials=trials, seed=seed, target=target,
         objectives=check_objectives(objectives), budget=budget or Budget(),
         compress=dict(compress or {}), threads=threads, batch_size=batch_size,
-        portable=portable, device=device,
+        portable=portable, hardware=hardware,
         storage=storage,
         execution=Execution(
             workers=workers, ray_address=ray_address, trial_seconds=trial_seconds,

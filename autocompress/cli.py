@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from autocompress.cli_parser import Parser, make_parser
-from autocompress.errors import AutocompressError, NoModelError, unknown
+from autocompress.errors import AutocompressError, InputError, NoModelError, unknown
 
 if TYPE_CHECKING:
     import tqdm
@@ -27,14 +27,20 @@ def _parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
     return make_parser(
         {
             "search": _search, "resume": _resume, "status": _status_of, "front": _front,
-            "pick": _pick, "verify": _verify, "bench": _bench, "calibrate": _calibrate,
+            "pick": _pick, "verify": _verify, "bench": _bench, "fit-latency": _fit_latency,
             "explain": _explain,
         }
     )  # fmt: skip
 
 
+#: Commands by their names of the version before, which are understood for one release.
+_RENAMED = {"calibrate": "fit-latency"}
+
+
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser, commands = _parser()
+    if arguments and arguments[0] in _RENAMED:
+        arguments = [_RENAMED[arguments[0]], *arguments[1:]]
     if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
         parser.error(unknown("command", arguments[0], commands))
     parsed, extra = parser.parse_known_args(arguments)
@@ -206,13 +212,18 @@ def _status(front: "Front") -> int:
 
 
 def _search(parsed: argparse.Namespace) -> int:
+    if parsed.device is not None:
+        raise InputError(
+            f"Hardware to predict for is named by --hardware: --device {parsed.device} "
+            f"is kept for torch devices. Write --hardware {parsed.device}."
+        )
     given = {
         "trials": parsed.trials,
         "latency_ms": parsed.latency_budget,
         "max_size_bytes": parsed.max_size,
         "max_energy_mj": parsed.max_energy,
         "max_memory_bytes": parsed.max_memory,
-        "device": parsed.device,
+        "hardware": parsed.hardware,
         "sampler": parsed.sampler,
         "target": parsed.target,
         "seed": parsed.seed,
@@ -331,7 +342,7 @@ def _bench(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _calibrate(parsed: argparse.Namespace) -> int:
+def _fit_latency(parsed: argparse.Namespace) -> int:
     import tqdm
 
     from autocompress.report.timings import calibration_text
@@ -349,7 +360,7 @@ def _calibrate(parsed: argparse.Namespace) -> int:
                 bars.append(screen.enter_context(bar))
             bars[0].update(int(100 * part) - bars[0].n)
 
-        made = bench.calibrate_config(
+        made = bench.fit_latency_config(
             parsed.config,
             target=parsed.target,
             threads=parsed.threads,

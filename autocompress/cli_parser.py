@@ -96,14 +96,15 @@ def make_parser(
     sub.add_argument("--trials", type=_COUNT, metavar="N", help="completed trials to reach")
     sub.add_argument("--latency-budget", type=_LIMIT, metavar="MS", help="limit, milliseconds")
     sub.add_argument("--max-size", type=_BYTES, metavar="BYTES", help="limit on the file's size")
-    sub.add_argument("--max-energy", type=_LIMIT, metavar="MJ", help="limit, mJ (with --device)")
+    sub.add_argument("--max-energy", type=_LIMIT, metavar="MJ", help="limit, mJ (with --hardware)")
     sub.add_argument("--max-memory", type=_BYTES, metavar="BYTES", help="limit on peak activations")
     sub.add_argument(
-        "--device",
+        "--hardware",
         metavar="NAME",
         help="predict latency and energy for avx2-core, "
-        "cortex-a76, cortex-m7, bit-fusion or a device file (path) instead",
+        "cortex-a76, cortex-m7, bit-fusion or a hardware file (path) instead",
     )
+    sub.add_argument("--device", help=argparse.SUPPRESS)  # the old name, refused with the new one
     sampler(sub, "guided (default), tpe, nsga2, gp or random")
     sub.add_argument(
         "--from",
@@ -177,7 +178,7 @@ def make_parser(
         help="onnxruntime, openvino, or all of them side by side",
     )
 
-    sub = command("calibrate", "fit this machine's latency model to a model's layers")
+    sub = command("fit-latency", "fit this machine's latency model to a model's layers")
     sub.add_argument("config", type=Path, metavar="CONFIG.toml", help="its task, space, target")
     sub.add_argument("--target", metavar="NAME", help="runtime: onnxruntime or openvino")
     sub.add_argument("--threads", type=_COUNT, metavar="N", help="threads of the runtime")

@@ -212,7 +212,7 @@ def test_refuses_what_changed_and_names_it(tmp_path: Path) -> None:
         (original, {"target": "onnxruntime"}, "target"),
         (original, {"seed": 1}, "seed"),
         (original, {"budget": ac.Budget(latency_ms=3)}, "budget"),
-        (original, {"device": "cortex-m7"}, "device"),
+        (original, {"hardware": "cortex-m7"}, "hardware"),
         (other, {"sampler": "tpe"}, "model"),  # another sampler alone may go on
     ):
         with pytest.raises(RunError, match=word):
@@ -317,10 +317,10 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing(tmp_path: Path, monkeypat
         ({"space": {"querry/w_bits": [4]}}, SpaceError, "query"),
         ({"space": {"*/w_bits": [4, 9]}}, SpaceError, "9"),
         ({"target": "onnxruntme"}, InputError, "'onnxruntime'"),
-        ({"device": "cortex-m8"}, InputError, "'cortex-m7'"),
-        ({"device": "no/such.toml"}, InputError, "such.toml"),
-        ({"objectives": ["accuracy", "energy"]}, InputError, "--device"),
-        ({"budget": ac.Budget(max_energy_mj=1.0)}, InputError, "--device"),
+        ({"hardware": "cortex-m8"}, InputError, "'cortex-m7'"),
+        ({"hardware": "no/such.toml"}, InputError, "such.toml"),
+        ({"objectives": ["accuracy", "energy"]}, InputError, "--hardware"),
+        ({"budget": ac.Budget(max_energy_mj=1.0)}, InputError, "--hardware"),
         ({"sampler": "tpx"}, InputError, "'tpe'"),
         ({"trials": 0}, InputError, "trials"),
         ({"objectives": [["accuracy"], ["size"]]}, InputError, "objective"),
@@ -502,7 +502,7 @@ def test_what_is_not_limited_or_improved_is_not_calibrated(tmp_path: Path, few, 
     limited = ac.Budget(max_size_bytes=2700)
     small_search(tmp_path / "a", budget=limited, trials=2)
     small_search(tmp_path / "b", objectives=("accuracy", "latency"), trials=2)
-    on_device = {"budget": ac.Budget(latency_ms=9.0), "device": "cortex-m7"}
+    on_device = {"budget": ac.Budget(latency_ms=9.0), "hardware": "cortex-m7"}
     small_search(tmp_path / "c", **on_device, trials=2)
     assert few == []
     # plans over another limit are told with all objectives, so that these are predicted too
@@ -556,7 +556,7 @@ def test_what_a_study_has_measured_refines_the_next_ones_model(
 def test_hardware_that_is_not_at_hand_is_searched_for(tmp_path: Path, quick) -> None:
     def search(place: str, **options) -> ac.Run:
         return small_search(
-            tmp_path / place, device="cortex-m7", space=SPACE | {"*/a_bits": [8, 32]},
+            tmp_path / place, hardware="cortex-m7", space=SPACE | {"*/a_bits": [8, 32]},
             objectives=("accuracy", "latency", "energy"), **options,
         )  # fmt: skip
 
@@ -573,7 +573,7 @@ def test_hardware_that_is_not_at_hand_is_searched_for(tmp_path: Path, quick) -> 
     assert all(score.figure("latency_limit_ms") > limit for score in over)
     assert all(pick.score.device_latency_ms <= limit for pick in run.front())
     assert "predicted from its device file, not measured" in str(run.front())
-    assert ac.open_run(tmp_path / "b").config.device == "cortex-m7"
+    assert ac.open_run(tmp_path / "b").config.hardware == "cortex-m7"
     hopeless = search("c", trials=40, budget=ac.Budget(max_energy_mj=reference.energy_mj / 1e3))
     assert "no plan is predicted to meet max_energy_mj" in hopeless.note
     assert " mJ. " in hopeless.front().message
@@ -592,7 +592,7 @@ class Odd(nn.Module):
 
 def test_an_operator_without_a_cost_is_named_where_a_device_needs_it(tmp_path: Path, quick) -> None:
     task = make_task(Odd())
-    options = {"device": "cortex-m7", "space": {"*/w_bits": [4, 8]}, "trials": 2}
+    options = {"hardware": "cortex-m7", "space": {"*/w_bits": [4, 8]}, "trials": 2}
     for needs in (
         {"objectives": ("accuracy", "latency")},
         {"objectives": ("accuracy", "energy")},

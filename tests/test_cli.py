@@ -104,7 +104,7 @@ def test_importing_the_command_line_imports_nothing_heavy():
 
 
 COMMANDS = (
-    "search", "resume", "status", "front", "pick", "verify", "bench", "calibrate", "explain",
+    "search", "resume", "status", "front", "pick", "verify", "bench", "fit-latency", "explain",
 )  # fmt: skip
 
 
@@ -115,7 +115,7 @@ def test_help_names_every_option(command, capsys):
     assert caught.value.code == 0
     text = capsys.readouterr().out
     options = {
-        "search": "--run --trials --latency-budget --max-size --max-energy --max-memory --device "
+        "search": "--run --trials --latency-budget --max-size --max-energy --max-memory --hardware "
         "--sampler --from --target --seed --until-converged --quiet --workers --ray-address "
         "--storage --trial-seconds --trial-memory",
         "resume": "--trials --sampler --until-converged --quiet --workers --ray-address --storage "
@@ -126,7 +126,7 @@ def test_help_names_every_option(command, capsys):
         "--no-check",
         "verify": "--check --format",
         "bench": "--reference --threads --runtime",
-        "calibrate": "--target --threads --seconds --quiet",
+        "fit-latency": "--target --threads --seconds --quiet",
         "explain": "--trial --format",
         "": " ".join((*COMMANDS, "--version")),
     }[command[0] if command else ""]
@@ -140,7 +140,7 @@ def test_the_commands_are_all_there_are():
 def test_search_hands_over_what_was_given(run, capsys):
     arguments = (
         "search some/digits.toml --run there --trials 7 --latency-budget 1.5 --max-size 300000 "
-        "--max-energy 0.25 --max-memory 64000 --device cortex-m7 --sampler nsga2 --target null "
+        "--max-energy 0.25 --max-memory 64000 --hardware cortex-m7 --sampler nsga2 --target null "
         "--workers 3 --seed 0 --storage sqlite:///x.db --trial-seconds 9.5 --trial-memory 1000"
     )
     assert cli.main(arguments.split()) == 0
@@ -150,7 +150,7 @@ def test_search_hands_over_what_was_given(run, capsys):
         Path("there"),
         {
             "trials": 7, "latency_ms": 1.5, "max_size_bytes": 300_000, "max_energy_mj": 0.25,
-            "max_memory_bytes": 64_000, "device": "cortex-m7", "sampler": "nsga2",
+            "max_memory_bytes": 64_000, "hardware": "cortex-m7", "sampler": "nsga2",
             "target": "null", "seed": 0, "storage": "sqlite:///x.db", "workers": 3,
             "trial_seconds": 9.5, "trial_memory_bytes": 1000,
         },
@@ -449,7 +449,7 @@ def test_bench_of_what_cannot_be_opened_is_one_line(tmp_path, capsys, runtime):
 def test_calibrate_prints_the_errors_and_the_place(monkeypatch, capsys):
     calls = []
 
-    def calibrate_config(path, *, target, threads, seconds, progress):
+    def fit_latency_config(path, *, target, threads, seconds, progress):
         calls.append((path, target, threads, seconds))
         for part in (0.0, 0.5, 1.0):
             progress(part)
@@ -458,8 +458,8 @@ def test_calibrate_prints_the_errors_and_the_place(monkeypatch, capsys):
             Path("cache/x.json"), 41, errors, "the latency calibration was of another"
         )
 
-    monkeypatch.setattr(benchmarks, "calibrate_config", calibrate_config)
-    given = "calibrate c.toml --target openvino --threads 2 --seconds 7.5"
+    monkeypatch.setattr(benchmarks, "fit_latency_config", fit_latency_config)
+    given = "fit-latency c.toml --target openvino --threads 2 --seconds 7.5"
     assert cli.main(given.split()) == 0
     captured = capsys.readouterr()
     assert captured.out == (
@@ -493,7 +493,7 @@ def test_bad_input_is_one_line_and_status_2(error, monkeypatch, capsys):
 
     for name in ("search_config", "open_run", "status"):
         monkeypatch.setattr(api, name, fail)
-    for name in ("bench", "bench_all", "calibrate_config"):
+    for name in ("bench", "bench_all", "fit_latency_config"):
         monkeypatch.setattr(benchmarks, name, fail)
     monkeypatch.setattr("autocompress.targets.check.verify", fail)
     for command in COMMANDS:
@@ -526,13 +526,13 @@ def test_other_errors_are_not_hidden(monkeypatch):
         ("search x.toml --max-energy -1", "above 0, not '-1'"),
         ("search x.toml --max-energy inf", "above 0, not 'inf'"),
         ("search x.toml --max-memory 1.5", "an integer (bytes) above 0, not '1.5'"),
-        ("search x.toml --divice m7", "Did you mean '--device'?"),
+        ("search x.toml --hardvare m7", "Did you mean '--hardware'?"),
         ("pick d --max-energy 0", "above 0, not '0'"),
         ("pick d --max-memory x", "above 0, not 'x'"),
         ("bench f --threads 0", "at least 1, not '0'"),
-        ("calibrate c.toml --seconds 0", "above 0, not '0'"),
-        ("calibrate c.toml --second 3", "Did you mean '--seconds'?"),
-        ("calibrate", "required: CONFIG.toml"),
+        ("fit-latency c.toml --seconds 0", "above 0, not '0'"),
+        ("fit-latency c.toml --second 3", "Did you mean '--seconds'?"),
+        ("fit-latency", "required: CONFIG.toml"),
         ("explain d", "required: --trial"),
         ("explain d --trial -1", "at least 0, not '-1'"),
         ("explain d --trial 1 --format csv", "invalid choice: 'csv'"),
@@ -668,11 +668,11 @@ def test_limits_of_the_command_line_hold(config, tmp_path, capsys):
 
 
 def test_a_search_for_a_device_says_what_is_predicted(config, tmp_path, capsys):
-    given = ["--device", "cortex-m7", "--max-energy", "1", "--trials", "2", "--quiet"]
+    given = ["--hardware", "cortex-m7", "--max-energy", "1", "--trials", "2", "--quiet"]
     assert cli.main(["search", config, "--run", str(tmp_path / "run"), *given]) == 0
     assert "on cortex-m7: predicted from its device file" in capsys.readouterr().out
     assert cli.main(["search", config, "--run", str(tmp_path / "b"), *given[2:]]) == 2
-    one_error_line(capsys.readouterr(), "or --device")
+    one_error_line(capsys.readouterr(), "--hardware")
     given[1] = "cortex"
     assert cli.main(["search", config, "--run", str(tmp_path / "b"), *given]) == 2
     one_error_line(capsys.readouterr(), "Did you mean 'cortex-")
@@ -702,6 +702,17 @@ def test_an_exported_pick_is_verified(config, tmp_path, capsys):
     assert found["largest_difference"] == pytest.approx(1, rel=1e-2)
 
 
+def test_names_of_the_version_before(monkeypatch, capsys):
+    monkeypatch.setattr(benchmarks, "fit_latency_config", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["calibrate", "c.toml", "--quiet"])
+    assert cli.main(["search", "c.toml", "--device", "cortex-m7"]) == 2
+    one_error_line(capsys.readouterr(), "Write --hardware cortex-m7.")
+    with pytest.raises(SystemExit):
+        cli.main(["search", "--help"])
+    assert "--device" not in capsys.readouterr().out
+
+
 def test_calibrate_and_explain_from_end_to_end(config, tmp_path, capsys):
     place = str(tmp_path / "run")
     assert cli.main(["search", config, "--run", place, "--trials", "4", "--quiet"]) == 0
@@ -709,7 +720,7 @@ def test_calibrate_and_explain_from_end_to_end(config, tmp_path, capsys):
     capsys.readouterr()
     assert cli.main(["explain", place, "--trial", "2"]) == 0
     before = capsys.readouterr().out
-    assert "autocompress calibrate makes one" in before
+    assert "autocompress fit-latency makes one" in before
     assert "predicted" not in before
     assert cli.main(["calibrate", config, "--seconds", "0.01"]) == 0
     captured = capsys.readouterr()

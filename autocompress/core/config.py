@@ -22,7 +22,7 @@ _SECTIONS: Mapping[str, tuple[str, ...]] = {
     "search": ("space", "sampler", "trials", "seed", "objectives", "storage", "study"),
     "compress": SETTINGS,
     "budget": tuple(field.name for field in fields(Budget)),
-    "target": ("name", "threads", "batch_size", "portable", "device"),
+    "target": ("name", "threads", "batch_size", "portable", "hardware"),
     "run": tuple(field.name for field in fields(Execution)),
 }
 
@@ -33,8 +33,8 @@ class Config:
 
     ``task`` is None where the task was given in Python. ``space`` is a name, a path or, in a run
     directory, the rules themselves. ``compress`` holds what differs from the defaults of
-    ``transforms.options.Options``. ``device`` is a device file that latency and energy are
-    predicted for, "" for this machine. ``portable``: files answer alike on every CPU.
+    ``transforms.options.Options``. ``hardware`` names a hardware file that latency and energy
+    are predicted for, "" for this machine. ``portable``: files answer alike on every CPU.
     ``storage``: the URL of the database that keeps the study, under the name ``study``, "" for a
     file in the run directory. Raises InputError for a value that cannot be.
     """
@@ -51,7 +51,7 @@ class Config:
     threads: int = 1
     batch_size: int = 1
     portable: bool = True
-    device: str = ""
+    hardware: str = ""
     storage: str = ""
     study: str = ""
     execution: Execution = field(default_factory=Execution)
@@ -67,19 +67,19 @@ class Config:
                 raise InputError(f"{name} must be an integer of at least {least}, not {value!r}.")
         if not isinstance(self.portable, bool):
             raise InputError(f"portable must be true or false, not {self.portable!r}.")
-        for name in ("sampler", "target", "device", "storage", "study"):
+        for name in ("sampler", "target", "hardware", "storage", "study"):
             if not isinstance(getattr(self, name), str):
                 raise InputError(f"{name} must be a name in quotes, not {getattr(self, name)!r}.")
         object.__setattr__(self, "objectives", check_objectives(self.objectives))
-        if self.device.endswith(".toml"):  # found again from any folder
-            object.__setattr__(self, "device", str(Path(self.device).absolute()))
+        if self.hardware.endswith(".toml"):  # found again from any folder
+            object.__setattr__(self, "hardware", str(Path(self.hardware).absolute()))
 
-    def check_device(self) -> None:
-        """Raise InputError if energy is limited or improved and no device says what it is."""
-        if not self.device and (self.budget.max_energy_mj or "energy" in self.objectives):
+    def check_hardware(self) -> None:
+        """Raise InputError if energy is limited or improved and no hardware says what it is."""
+        if not self.hardware and (self.budget.max_energy_mj or "energy" in self.objectives):
             raise InputError(
-                'Energy is predicted for a device: name one (device = "avx2-core" in [target], '
-                "or --device), or drop the limit and the objective."
+                'Energy is predicted for hardware: name it (hardware = "avx2-core" in [target], or '
+                "--hardware), or drop the limit and the objective."
             )
 
     @classmethod
@@ -91,6 +91,9 @@ class Config:
         """
         table, text = read_toml(path)
         check_keys(table, ("task", *_SECTIONS, "space"), text, path)
+        target = table.get("target")
+        if isinstance(target, dict) and "device" in target:  # its name in the version before
+            target.setdefault("hardware", target.pop("device"))
         for name, section in table.items():
             if not isinstance(section, dict):
                 raise ConfigError(f"{path}, line {line_of(text, name)}: [{name}] must be a table.")
@@ -113,8 +116,8 @@ class Config:
             raise ConfigError(f"{path}: space must be a name or a path in quotes.")
         if isinstance(search.get("space"), str) and search["space"].endswith(".toml"):
             search["space"] = str(path.parent / search["space"])
-        if isinstance(target.get("device"), str) and target["device"].endswith(".toml"):
-            target["device"] = str(path.parent / target["device"])
+        if isinstance(target.get("hardware"), str) and target["hardware"].endswith(".toml"):
+            target["hardware"] = str(path.parent / target["hardware"])
         if frozen:
             target.setdefault("portable", False)
         if "name" in target:
@@ -156,7 +159,7 @@ class Config:
             "target": {
                 "name": self.target, "threads": self.threads, "batch_size": self.batch_size,
                 "portable": self.portable,
-                **({"device": self.device} if self.device else {}),
+                **({"hardware": self.hardware} if self.hardware else {}),
             },
             "run": {n: v for n, v in asdict(self.execution).items() if v not in (None, "")},
             **({} if isinstance(self.space, str) else {"space": self.space.to_dict()}),

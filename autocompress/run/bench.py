@@ -19,7 +19,7 @@ from autocompress.targets import TARGETS, make_target
 from autocompress.targets.timing import Timing, measure, openings
 from autocompress.tasks.base import Task
 
-__all__ = ["Calibrated", "bench", "bench_all", "calibrate", "calibrate_config"]
+__all__ = ["Calibrated", "bench", "bench_all", "fit_latency", "fit_latency_config"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +97,7 @@ def bench_all(
     return found
 
 
-def calibrate(
+def fit_latency(
     task: Task,
     *,
     space: str | Path | Mapping[str, Sequence[float]] | SpaceTemplate = "ptq",
@@ -124,12 +124,14 @@ def calibrate(
     return Calibrated(path, len(made.samples), made.model().errors, note)
 
 
-def calibrate_config(path: str | Path, *, target: str | None = None, **options: Any) -> Calibrated:
-    """Calibrate for the task, space and target of a configuration file; see :func:`calibrate`."""
+def fit_latency_config(
+    path: str | Path, *, target: str | None = None, **options: Any
+) -> Calibrated:
+    """Calibrate for the task, space and target of a configuration file; see :func:`fit_latency`."""
     config = Config.read(Path(path)).override(target=target, threads=options.pop("threads", None))
     if config.task is None:
         raise ConfigError(f'{path}: a [task] section with name = "…" is needed.')
-    return calibrate(
+    return fit_latency(
         make_task(config.task), space=config.space, target=config.target, threads=config.threads,
         batch_size=config.batch_size, **options,
     )  # fmt: skip

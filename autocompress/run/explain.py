@@ -52,7 +52,7 @@ def explain(
             for plan in (Plan(), score.plan)
         )
     if estimator.model is None:
-        notes.append("no latency model of this machine yet: autocompress calibrate makes one")
+        notes.append("no latency model of this machine yet: autocompress fit-latency makes one")
     elif not after.predicted:
         named = ", ".join(estimator.model.predict(terms(after.work)).unknown)
         notes.append(f"the latency model has never seen {named}: nothing is predicted")

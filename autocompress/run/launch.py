@@ -132,9 +132,9 @@ def launch(
     assert isinstance(template, SpaceTemplate)
     target = target_of(config)
     # unknown names end here, before any work
-    config.check_device()
+    config.check_hardware()
     make_sampler(config.sampler, config.seed)
-    device = read_hardware(config.device) if config.device else None
+    device = read_hardware(config.hardware) if config.hardware else None
     options, executor = Options.of(config.compress), make_executor(config.execution)
     config, storage = _stored(directory, config)
     place = place_of(directory, config, storage)

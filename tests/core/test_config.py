@@ -28,7 +28,7 @@ max_memory_bytes = 4000
 name = "null"
 threads = 2
 batch_size = 3
-device = "cortex-m7"
+hardware = "cortex-m7"
 [space]
 exclude = ["fc"]
 [space.knobs]
@@ -52,7 +52,7 @@ def test_everything_is_read_and_written_back(tmp_path: Path) -> None:
     assert config.objectives == ("accuracy", "latency")
     assert config.compress == {"importance": "l1"}
     assert config.budget == BUDGET
-    assert config.device == "cortex-m7"
+    assert config.hardware == "cortex-m7"
     assert (config.threads, config.batch_size) == (2, 3)
     assert isinstance(config.space, SpaceTemplate)
     assert config.space.exclude == ("fc",)
@@ -67,10 +67,10 @@ def test_energy_needs_a_device_and_nothing_else_does(tmp_path: Path) -> None:
     limited = Config().override(max_energy_mj=1.0)  # the device may still come by an option
     improved = read(tmp_path, '[search]\nobjectives = ["accuracy", "energy"]')
     for config in (limited, improved):
-        with pytest.raises(InputError, match=r'name one \(device = "avx2-core".*--device'):
-            config.check_device()
-        config.override(device="cortex-m7").check_device()
-    Config(objectives=("accuracy", "latency", "memory"), budget=Budget(1.0)).check_device()
+        with pytest.raises(InputError, match=r'name it \(hardware = "avx2-core".*--hardware'):
+            config.check_hardware()
+        config.override(hardware="cortex-m7").check_hardware()
+    Config(objectives=("accuracy", "latency", "memory"), budget=Budget(1.0)).check_hardware()
 
 
 def test_paths_of_spaces_are_relative_to_the_file(tmp_path: Path) -> None:
@@ -82,9 +82,9 @@ def test_overrides_reach_the_budget_too(tmp_path: Path) -> None:
     config = read(tmp_path, FULL).override(trials=9, latency_ms=2.0, seed=None)
     assert (config.trials, config.seed) == (9, 4)
     assert config.budget == replace(BUDGET, latency_ms=2.0)
-    config = config.override(max_energy_mj=1.0, max_memory_bytes=7, device="bit-fusion")
+    config = config.override(max_energy_mj=1.0, max_memory_bytes=7, hardware="bit-fusion")
     assert config.budget == Budget(2.0, 1000, 1.0, 7)
-    assert config.device == "bit-fusion"
+    assert config.hardware == "bit-fusion"
     assert read(tmp_path, config.to_toml()) == config
 
 
@@ -111,8 +111,8 @@ def test_overrides_reach_the_budget_too(tmp_path: Path) -> None:
         ('[search]\nspace = "ptq"\n[space.knobs]\n"*/w_bits" = [4]', "one of the two"),
         ("[budget]\nmax_memory_bytes = 0", "above 0: max_memory_bytes = 0"),
         ("[budget]\nmax_memory = 3", r"line 2: .*'max_memory_bytes'"),
-        ("[target]\ndevice = 7", "device must be a name in quotes, not 7"),
-        ('[target]\ndevise = "phone"', r"line 2: .*'device'"),
+        ("[target]\nhardware = 7", "hardware must be a name in quotes, not 7"),
+        ('[target]\nhardvare = "phone"', r"line 2: .*'hardware'"),
         ('[space]\nknobs = 3', "table"),
         ('[space]\nexlude = ["a"]', r"line 2: .*'exclude'"),
         ('[compress]\nimportanc = "l1"', r"line 2: .*'importance'"),
@@ -135,13 +135,13 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_a_device_file_is_found_from_the_folder_of_the_configuration(tmp_path, monkeypatch):
     (tmp_path / "in").mkdir()
     path = tmp_path / "in" / "a.toml"
-    path.write_text('[task]\nname = "digits"\n[target]\ndevice = "mine.toml"\n')
+    path.write_text('[task]\nname = "digits"\n[target]\nhardware = "mine.toml"\n')
     config = Config.read(path)
-    assert config.device == str(tmp_path / "in" / "mine.toml")
+    assert config.hardware == str(tmp_path / "in" / "mine.toml")
     path.write_text(config.to_toml())  # as a run directory keeps it
     monkeypatch.chdir(tmp_path)
-    assert Config.read(path).device == config.device
-    assert Config(device="avx2-core").device == "avx2-core"
+    assert Config.read(path).device == config.hardware
+    assert Config(hardware="avx2-core").hardware == "avx2-core"
 
 
 def test_portable_is_the_default_but_in_a_directory_of_an_older_version(tmp_path: Path) -> None:
@@ -153,3 +153,9 @@ def test_portable_is_the_default_but_in_a_directory_of_an_older_version(tmp_path
     assert Config.read(tmp_path / "config.toml", frozen=True).portable
     with pytest.raises(ConfigError, match="portable must be true or false"):
         read(tmp_path, FULL.replace("threads = 2", "portable = 1"))
+
+
+def test_the_old_name_of_hardware_is_understood(tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text('[task]\nname = "digits"\n[target]\ndevice = "mine.toml"\n')
+    assert Config.read(path).hardware == str(tmp_path / "mine.toml")

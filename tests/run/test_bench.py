@@ -17,7 +17,7 @@ from autocompress.cost import fit_latency as calibrating
 from autocompress.cost.fit_latency import Calibration
 from autocompress.errors import ArtifactError, ConfigError, InputError, TaskError
 from autocompress.run import bench as benchmarks
-from autocompress.run.bench import bench, bench_all, calibrate, calibrate_config
+from autocompress.run.bench import bench, bench_all, fit_latency, fit_latency_config
 from autocompress.targets.timing import Timing
 from autocompress.tasks.base import Task
 
@@ -183,7 +183,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_calibration_is_cached_with_its_errors(few, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path))
     parts: list[float] = []
-    made = calibrate(make_task(), target="null", progress=parts.append, seconds=60.0)
+    made = fit_latency(make_task(), target="null", progress=parts.append, seconds=60.0)
     assert made.path.is_file()
     assert made.path.is_relative_to(tmp_path)
     assert made.plans == len(made.errors) == 30
@@ -195,18 +195,18 @@ def test_a_calibration_is_cached_with_its_errors(few, tmp_path, monkeypatch) -> 
     assert (len(kept.samples), kept.device["target"]) == (30, "null")
     assert kept.device["threads"] == kept.device["batch_size"] == 1
     assert repr(made).count("\n") == 0
-    assert ac.calibrate is calibrate
+    assert ac.fit_latency is ac.calibrate is fit_latency
 
 
 def test_time_that_is_up_ends_a_calibration(few) -> None:
-    made = calibrate(make_task(), target="null", seconds=1e-6)
+    made = fit_latency(make_task(), target="null", seconds=1e-6)
     assert 20 <= made.plans < 30
 
 
 def test_threads_and_batches_have_calibrations_of_their_own(few) -> None:
     task = make_task()
     paths = {
-        calibrate(task, target="null", threads=threads, batch_size=batch, seconds=1e-6).path
+        fit_latency(task, target="null", threads=threads, batch_size=batch, seconds=1e-6).path
         for threads, batch in ((1, 1), (2, 1), (1, 2))
     }
     assert len(paths) == 3
@@ -216,27 +216,27 @@ def test_threads_and_batches_have_calibrations_of_their_own(few) -> None:
 
 def test_an_older_calibration_that_is_not_kept_is_named(few) -> None:
     task = make_task()
-    first = calibrate(task, target="null", seconds=1e-6)
+    first = fit_latency(task, target="null", seconds=1e-6)
     document = json.loads(first.path.read_text())
     document["device"]["version"] = "null 0"
     first.path.write_text(json.dumps(document))
-    again = calibrate(task, target="null", seconds=1e-6)
+    again = fit_latency(task, target="null", seconds=1e-6)
     assert "was of null 0, this is null 1" in again.note
     again.path.write_text("{")
-    assert "cannot be read" in calibrate(task, target="null", seconds=1e-6).note
-    assert calibrate(task, target="null", seconds=1e-6).note == ""
+    assert "cannot be read" in fit_latency(task, target="null", seconds=1e-6).note
+    assert fit_latency(task, target="null", seconds=1e-6).note == ""
 
 
 def test_a_calibration_needs_a_place_and_a_space_that_fits(few, tmp_path, monkeypatch) -> None:
     task = make_task()
     with pytest.raises(InputError, match="'ptq'"):
-        calibrate(task, space="ptg", target="null")
+        fit_latency(task, space="ptg", target="null")
     with pytest.raises(InputError, match="'one'"):
-        calibrate(task, space={"oen/w_bits": [4]}, target="null")
+        fit_latency(task, space={"oen/w_bits": [4]}, target="null")
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / "file"))
     with pytest.raises(InputError, match="writable"):
-        calibrate(task, target="null", seconds=1e-6)
+        fit_latency(task, target="null", seconds=1e-6)
 
 
 CONFIG = """
@@ -254,25 +254,25 @@ batch_size = 3
 def test_a_configuration_says_what_is_calibrated(few, tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text(CONFIG)
-    made = calibrate_config(path, seconds=1e-6)
+    made = fit_latency_config(path, seconds=1e-6)
     device = Calibration.read(made.path).device
     assert (device["target"], device["threads"], device["batch_size"]) == ("null", 2, 3)
     families = {term.family for terms, _ in Calibration.read(made.path).samples for term in terms}
     assert any("int8" in family for family in families)  # of the space's 8-bit activations
-    other = calibrate_config(str(path), threads=1, seconds=1e-6)
+    other = fit_latency_config(str(path), threads=1, seconds=1e-6)
     assert Calibration.read(other.path).device["threads"] == 1
     with pytest.raises(ConfigError, match="'onnxruntime'"):
-        calibrate_config(path, target="onnx")
+        fit_latency_config(path, target="onnx")
     path.write_text('[search]\nspace = "bits"\n')
     with pytest.raises(ConfigError, match=r"a \[task\] section"):
-        calibrate_config(path)
+        fit_latency_config(path)
     path.write_text('[task]\nname = "digit"\n')
     with pytest.raises(TaskError, match="'digits'"):
-        calibrate_config(path)
+        fit_latency_config(path)
 
 
 def test_a_calibration_with_a_runtime(few) -> None:
-    made = calibrate(make_task(), space={"*/w_bits": [4, 8]}, seconds=1e-6)
+    made = fit_latency(make_task(), space={"*/w_bits": [4, 8]}, seconds=1e-6)
     kept = Calibration.read(made.path)
     assert kept.device["version"].startswith("onnxruntime ")
     assert kept.rates  # profiled

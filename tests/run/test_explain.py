@@ -134,7 +134,7 @@ def test_without_a_model_or_a_device_nothing_is_predicted() -> None:
     assert math.isnan(receipt.total("predicted_ms"))
     assert math.isnan(receipt.total("device_ms"))
     assert receipt.notes == [
-        "no latency model of this machine yet: autocompress calibrate makes one"
+        "no latency model of this machine yet: autocompress fit-latency makes one"
     ]
     assert all(line.conversion == "" for line in receipt.lines)
 
