@@ -13,7 +13,7 @@ from autocompress.core.plan import Plan
 from autocompress.errors import PlanError, unknown
 from autocompress.models.network import Network
 from autocompress.transforms.divergence import divergence
-from autocompress.transforms.importance import count_kept, energy_orders, magnitude_order
+from autocompress.transforms.importance import IMPORTANCES, count_kept
 from autocompress.transforms.options import Options
 from autocompress.transforms.quantize.placement import integer_layers, rounded_tensors
 from autocompress.transforms.quantize.ranges import ActivationRange
@@ -97,7 +97,7 @@ class Compressor:
         self.abilities = abilities
         self.options = options or Options()
         self.reference = Reference(network, calibration, seed=seed, limit_images=images)
-        self._orders: dict[str, tuple[int, ...]] = {}
+        self._orders: Mapping[str, tuple[int, ...]] = {}
 
     @property
     def nbytes(self) -> int:
@@ -106,15 +106,11 @@ class Compressor:
 
     def order(self, unit: str) -> tuple[int, ...]:
         """Return the channels of a unit in the order in which they are removed."""
-        units = {known.name: known for known in self.network.units}
+        units = [known.name for known in self.network.units]
         if unit not in units:
             raise PlanError(unknown("unit", unit, units))
-        if unit not in self._orders:
-            if self.options.importance == "energy":
-                self._orders.update(energy_orders(self.reference))
-            else:
-                power = 1 if self.options.importance == "l1" else 2
-                self._orders[unit] = magnitude_order(units[unit], self.network, power)
+        if not self._orders:
+            self._orders = IMPORTANCES[self.options.importance](self.reference)
         return self._orders[unit]
 
     def kept(self, plan: Plan) -> dict[str, tuple[int, ...]]:

@@ -1,8 +1,10 @@
 """Which channels go first: an order of removal for every unit."""
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, fx
@@ -14,7 +16,12 @@ from autocompress.transforms.reconstruct.gram import columns_of, moments
 from autocompress.transforms.reconstruct.least_squares import ridged
 from autocompress.transforms.reference import Reference
 
-__all__ = ["Consumer", "count_kept", "energy_orders", "magnitude_order", "removal_order"]
+__all__ = [
+    "IMPORTANCES", "Consumer", "count_kept", "energy_orders", "magnitude_order", "removal_order",
+]  # fmt: skip
+
+#: The order of removal of every unit's channels, by unit.
+Orders = Mapping[str, tuple[int, ...]]
 
 LIMIT_COLUMNS = 3072
 LIMIT_BYTES = 2**28
@@ -162,3 +169,18 @@ def _grams(reference: Reference) -> Mapping[str, Tensor]:
 
     network.run(*reference.inputs, observe=observe)
     return grams
+
+
+def _magnitude_orders(reference: Reference, power: int) -> Orders:
+    network = reference.network
+    return {unit.name: magnitude_order(unit, network, power) for unit in network.units}
+
+
+#: The ways to choose which channels go, by name.
+IMPORTANCES: Mapping[str, Callable[[Reference], Orders]] = MappingProxyType(
+    {
+        "energy": energy_orders,
+        "l1": functools.partial(_magnitude_orders, power=1),
+        "l2": functools.partial(_magnitude_orders, power=2),
+    }
+)

@@ -6,19 +6,17 @@ from typing import Any
 
 from autocompress.core.config import SETTINGS
 from autocompress.errors import InputError, unknown
+from autocompress.transforms.importance import IMPORTANCES
 from autocompress.transforms.quantize.ranges import METHODS
 
-__all__ = ["IMPORTANCE", "Options"]
-
-#: What decides which channels go: what the layers that read them lose, or their weights' size.
-IMPORTANCE = ("energy", "l1", "l2")
+__all__ = ["Options"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """How channels are chosen, layers repaired and rounded, ranges found.
 
-    ``importance``: one of IMPORTANCE; ``calibrate``: the way to choose ranges of activations, one
+    ``importance``: one of IMPORTANCES; ``calibrate``: the way to choose ranges of activations, one
     of METHODS; ``refit``: refit weights in closed form; ``bn``: set biases such that outputs are
     right on average (BatchNorm's shift); ``compensate``: round with the Gram matrix, up to
     ``compensate_bits``, and with ``sweeps`` of coordinate descent at 2 bits; ``ridge``: how
@@ -39,7 +37,7 @@ class Options:
 
     def __post_init__(self) -> None:
         for name, what, known in (
-            ("importance", "importance", IMPORTANCE),
+            ("importance", "importance", IMPORTANCES),
             ("calibrate", "calibration method", METHODS),
         ):
             if getattr(self, name) not in known:
