@@ -32,12 +32,10 @@ from autocompress.report.status import Status
 from autocompress.run.explain import explain
 from autocompress.run.launch import (
     Launched,
-    complete,
     launch,
     place_of,
     read_config,
     target_of,
-    write_front,
 )
 from autocompress.run.status import look
 from autocompress.tasks.base import Task
@@ -77,14 +75,6 @@ class Run:
         """Return the Pareto front of the scores so far."""
         config = self.config
         return Front(self.scores, config.objectives, config.budget, self.directory, self.floor)
-
-    def write_front(self) -> None:
-        """Write front.csv, front.png and front.svg into the run directory."""
-        self.note = "; ".join(filter(None, (self.note, write_front(self.front()))))
-
-    def complete(self) -> bool:
-        """Tell whether all that a finished search leaves is there, to the byte."""
-        return complete(self.front())
 
     def explain(self, trial: int) -> Receipt:
         """Return where a trial's bytes and milliseconds go, layer by layer, before and after.

@@ -6,7 +6,7 @@ rule is named in ``unknown``, never counted as zero.
 
 import math
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
@@ -136,10 +136,6 @@ class Workload:
     def unknown(self) -> tuple[str, ...]:
         """The operators that no rule knows, by their ATen names."""
         return tuple(sorted({op.type for op in self.ops if op.kind == "unknown"}))
-
-    def readers(self, value: str) -> Iterator[Op]:
-        """Yield the operators that read a value."""
-        return (op for op in self.ops if value in op.inputs)
 
 
 def workload(compressed: Compressed, abilities: Abilities) -> Workload:
