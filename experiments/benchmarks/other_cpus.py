@@ -6,7 +6,7 @@ Uniform plans at 8-bit activations are built and simulated on the host; each run
 files on test images of Fashion-MNIST on each CPU, where nothing but numpy and the runtime is
 needed (run_file.py). A cell is the share of images whose class is the simulation's. Finished cells
 are lines of FOLDER/cells.jsonl, are not run again, and are rows of results/other_cpus.csv.
-``--tests`` runs the tests marked ``kernels`` on each CPU instead. Debian: apt-get install qemu-user.
+``--tests`` runs the tests marked ``kernels`` on each CPU instead. Debian's package is qemu-user.
 
 Networks without a teacher in experiments/teachers are trained for a few minutes into the folder.
 
