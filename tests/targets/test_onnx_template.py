@@ -12,6 +12,8 @@ from autocompress.targets import onnx_template
 from autocompress.targets.onnx_template import make_template
 from tests.targets.support import Attention, Residual, Shuffled, network
 
+pytestmark = pytest.mark.exporter
+
 
 @pytest.mark.parametrize(
     ("kind", "shape"), [(Residual, (3, 8, 8)), (Shuffled, (2, 8, 8)), (Attention, (5, 6))]
