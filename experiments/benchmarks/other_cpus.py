@@ -240,10 +240,8 @@ def run_tests(cpus: Sequence[str], arm_root: Path, more: Sequence[str]) -> bool:
             continue
         command, environment = launcher(cpu, arm_root)
         start = time.perf_counter()
-        done = subprocess.run(
-            [*command, "-m", "pytest", "-m", "kernels", "-p", "no:cacheprovider", *(more or marked)],
-            env=environment, check=False,
-        )  # fmt: skip
+        pytest = ["-m", "pytest", "-m", "kernels", "-p", "no:cacheprovider", *(more or marked)]
+        done = subprocess.run([*command, *pytest], env=environment, check=False)
         passed &= done.returncode == 0
         print(f"{cpu}: exit status {done.returncode}, {time.perf_counter() - start:.0f} s")
     return passed
