@@ -4,9 +4,9 @@
 
 Uniform plans at 8-bit activations are built and simulated on the host; each runtime then runs the
 files on test images of Fashion-MNIST on each CPU, where nothing but numpy and the runtime is
-needed (run_file.py). A cell is the share of images whose class is the simulation's; finished cells
-are lines of FOLDER/cells.jsonl and are not run again. ``--tests`` runs the tests marked
-``kernels`` on each CPU instead. Debian: apt-get install qemu-user.
+needed (run_file.py). A cell is the share of images whose class is the simulation's. Finished cells
+are lines of FOLDER/cells.jsonl, are not run again, and are rows of results/other_cpus.csv.
+``--tests`` runs the tests marked ``kernels`` on each CPU instead. Debian's package is qemu-user.
 
 Networks without a teacher in experiments/teachers are trained for a few minutes into the folder.
 
@@ -28,12 +28,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from results import RESULTS, replace_rows
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from autocompress.core.plan import Plan
 from autocompress.models.trace import trace
 from autocompress.targets import make_target
+from autocompress.targets.timing import cpu_model
 from autocompress.tasks.fashion_mnist import load
 from autocompress.tasks.images import Images, make_network
 from autocompress.train.loop import TrainConfig, fit
@@ -41,6 +43,7 @@ from autocompress.transforms.compressor import Compressor
 
 _HERE = Path(__file__).parent
 _TEACHERS = _HERE.parent / "teachers"
+_KEY = ["network", "bits", "runtime", "cpu", "images"]
 _TRAINED = 12_800  # images for networks without a teacher
 
 
@@ -186,7 +189,7 @@ def known_cells(path: Path) -> dict[tuple[object, ...], dict[str, object]]:
 
 
 def _key(cell: dict[str, object]) -> tuple[object, ...]:
-    return tuple(cell[name] for name in ("network", "bits", "runtime", "cpu", "images"))
+    return tuple(cell[name] for name in _KEY)
 
 
 def table(options: argparse.Namespace) -> None:
@@ -210,6 +213,9 @@ def table(options: argparse.Namespace) -> None:
                         with path.open("a", encoding="utf-8") as file:
                             file.write(json.dumps(cell) + "\n")
                     print(_row(cell), flush=True)
+                    if "error" not in cell:
+                        kept = {"host": cpu_model(), **cell}
+                        replace_rows(RESULTS / "other_cpus.csv", [kept], ["host", *_KEY])
 
 
 def _row(cell: dict[str, object]) -> str:
@@ -220,18 +226,22 @@ def _row(cell: dict[str, object]) -> str:
 
 
 def run_tests(cpus: Sequence[str], arm_root: Path, more: Sequence[str]) -> bool:
-    """Run the tests marked ``kernels`` on each CPU; return whether all passed."""
+    """Run the tests marked ``kernels`` on each CPU; return whether all passed.
+
+    Only the files that have the mark are collected: others import what crashes in qemu (Ray).
+    """
     passed = True
+    marked = [
+        str(path) for path in Path("tests").rglob("test_*.py") if "mark.kernels" in path.read_text()
+    ]
     for cpu in cpus:
         if cpu == "arm":
             print("arm: tests need torch there; not run")
             continue
         command, environment = launcher(cpu, arm_root)
         start = time.perf_counter()
-        done = subprocess.run(
-            [*command, "-m", "pytest", "-m", "kernels", "-p", "no:cacheprovider", *more],
-            env=environment, check=False,
-        )  # fmt: skip
+        pytest = ["-m", "pytest", "-m", "kernels", "-p", "no:cacheprovider", *(more or marked)]
+        done = subprocess.run([*command, *pytest], env=environment, check=False)
         passed &= done.returncode == 0
         print(f"{cpu}: exit status {done.returncode}, {time.perf_counter() - start:.0f} s")
     return passed

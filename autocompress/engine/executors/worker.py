@@ -27,6 +27,7 @@ from autocompress.engine.proposers.guided.sensitivity_cache import Effect
 from autocompress.engine.scheduler import Job
 from autocompress.engine.system import check_memory_limit, mapped_bytes
 from autocompress.errors import AutocompressError, RunError, TaskError
+from autocompress.targets.checkfile import check_path
 
 if TYPE_CHECKING:
     from autocompress.engine.evaluator import Evaluator
@@ -48,11 +49,12 @@ class Payload(NamedTuple):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a worker found, what there is to learn from a score, and the file's bytes."""
+    """What a worker found, what there is to learn from a score, bytes of the file and its check."""
 
     found: Score | Effect
     feedback: Feedback | None = None
     content: bytes = b""
+    check: bytes = b""
 
 
 def pack(evaluator: "Evaluator", memory_bytes: int | None = None) -> Payload:
@@ -109,8 +111,10 @@ class Worker:
                 with memory_limited(self._memory_bytes):
                     score, feedback = self.evaluator.evaluate(*job.arguments)
                 if score.outcome == "ok":
-                    content = (folder / "artifacts" / score.artifact).read_bytes()
-                    return Answer(score, feedback, content)
+                    file = folder / "artifacts" / score.artifact
+                    check = check_path(file)
+                    known = check.read_bytes() if check.exists() else b""
+                    return Answer(score, feedback, file.read_bytes(), known)
         except OSError as error:  # a full disk, a folder that someone removed
             message = f"A worker's folder must be writable: {error}."
             failed = self.evaluator.failed(job.plan, job.recipe, job.baseline, message)
@@ -136,7 +140,10 @@ def receive(evaluator: "Evaluator", job: Job, answer: Answer) -> Score | Effect:
     found = answer.found
     if isinstance(found, Score) and found.outcome == "ok":
         try:
-            write_whole(evaluator.path(job.plan, job.recipe), answer.content)
+            path = evaluator.path(job.plan, job.recipe)
+            write_whole(path, answer.content)
+            if answer.check:
+                write_whole(check_path(path), answer.check)
         except RunError as error:
             return evaluator.failed(job.plan, job.recipe, job.baseline, str(error))
         if answer.feedback is not None:

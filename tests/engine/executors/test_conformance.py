@@ -18,6 +18,7 @@ from autocompress.engine.executors import Serial, make_executor, worker
 from autocompress.engine.proposers.guided.sensitivity import questions
 from autocompress.engine.proposers.guided.sensitivity_cache import SensitivityCache
 from autocompress.errors import TaskError
+from autocompress.targets.checkfile import Check, check_path
 from autocompress.transforms.sensitivity import Effects
 from tests.engine.executors.support import SPACE, searched
 from tests.engine.test_evaluator import make_evaluator
@@ -69,10 +70,12 @@ def test_all_is_evaluated_once_and_as_anywhere(tmp_path, make, name):
     assert study.running == []
     assert [score.trial for score in study.scores] == list(range(20))
     names = {path.name for path in (tmp_path / "run" / "artifacts").iterdir()}
-    assert names == {score.artifact for score in study.scores}
+    files = {score.artifact for score in study.scores}
+    assert names == files | {f"{file}.check.npz" for file in files}
     for score in study.scores:
-        content = (tmp_path / "run" / "artifacts" / score.artifact).read_bytes()
-        assert hashlib.sha256(content).hexdigest() == score.sha256
+        path = tmp_path / "run" / "artifacts" / score.artifact
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == score.sha256
+        assert Check.read(check_path(path)).sha256 == score.sha256
     known = {score.plan: score for score in searched(tmp_path / "here", Serial(), 20).scores}
     shared = [score for score in study.scores if score.plan in known]
     assert len(shared) >= len(SPACE.baselines())

@@ -14,6 +14,8 @@ from autocompress.targets.onnx.template import make_template
 from autocompress.targets.onnx.writer import write
 from tests.targets.support import inputs, rounded
 
+pytestmark = pytest.mark.exporter
+
 
 class Towers(nn.Module):
     """Towers beside each other, of which one weight may serve all."""

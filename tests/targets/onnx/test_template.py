@@ -12,6 +12,8 @@ from autocompress.targets.onnx import template as onnx_template
 from autocompress.targets.onnx.template import make_template
 from tests.targets.support import Attention, Residual, Shuffled, network
 
+pytestmark = pytest.mark.exporter
+
 
 @pytest.mark.parametrize(
     ("kind", "shape"), [(Residual, (3, 8, 8)), (Shuffled, (2, 8, 8)), (Attention, (5, 6))]
