@@ -85,8 +85,8 @@ class Run:
         known = {score.trial: score for score in self.scores if score.outcome != "failed"}
         if trial not in known:
             raise InputError(
-                f"Explained can be what was scored, trials 0 to {max(known, default=-1)} but for "
-                f"those that failed: not {trial}."
+                f"Only scored trials can be explained (0 to {max(known, default=-1)}, failed ones "
+                f"excluded), not {trial}."
             )
         config = self.config
         target = target_of(config)

@@ -78,8 +78,10 @@ def make_parser(
         add("--storage", metavar="URL", help="database of the study, e.g. postgresql+psycopg://…")
         add("--workers", type=_COUNT, metavar="N", help="processes of Ray; 1: trials in turn")
         add("--ray-address", metavar="ADDR", help="use the Ray cluster that runs there")
-        add("--trial-seconds", type=_SECONDS, metavar="S", help="most that a trial takes; 0: any")
-        add("--trial-memory", type=_MEMORY, metavar="BYTES", help="most that a trial adds; 0: any")
+        add("--trial-seconds", type=_SECONDS, metavar="S", help="time limit per trial (0: none)")
+        add(
+            "--trial-memory", type=_MEMORY, metavar="BYTES", help="memory limit per trial (0: none)"
+        )
 
     def sampler(sub: argparse.ArgumentParser, text: str) -> None:
         sub.add_argument("--sampler", metavar="NAME", help=text)

@@ -90,7 +90,7 @@ def on(tmp_path):
     ],
 )
 def test_a_search_finds_what_it_finds_on_linux(on, tmp_path, system, targets, more, refused):
-    """A limit that cannot be kept is refused, and ``status`` tells what is not to be had."""
+    """A limit that cannot be kept is refused, and ``status`` tells what is missing."""
     lines = [
         line
         for target in targets
@@ -108,7 +108,7 @@ def test_a_search_finds_what_it_finds_on_linux(on, tmp_path, system, targets, mo
         assert [(code, error) for code, _, error in done] == [(0, "")] * 3
         status = done[2][1]
         assert "4 of 4 completed" in status
-        assert status.splitlines()[-1] == f"not to be had on this system: {', '.join(lost)}"
+        assert status.splitlines()[-1] == f"missing on this system: {', '.join(lost)}"
         here = ac.search_config(
             tmp_path / "c.toml", run_dir=tmp_path / "here" / target, overrides={"target": target}
         )

@@ -174,7 +174,7 @@ def calibrate(
 ) -> Calibration:
     """Measure random plans of a space for about ``seconds`` and return what was found.
 
-    Plans are carried out in shapes alone, since time does not hang on values. ``progress`` is
+    Plans are carried out in shapes alone, since time does not depend on values. ``progress`` is
     called with the part that is done, 0 to 1.
     """
     builder = builder or target.prepare(network)

@@ -263,7 +263,7 @@ class LatencyModel:
         return self._expect(terms)[0]
 
     def _expect(self, terms: Sequence[Term]) -> tuple[Floats, Floats, Floats, float]:
-        """Return what is expected of each term, and what the error of their sum hangs on.
+        """Return what is expected of each term, and what the error of their sum depends on.
 
         That is the sum's features, and the covariance of its process with every known term and
         with itself.

@@ -1,4 +1,4 @@
-"""Terms: a workload as the fitted latency model sees it, with what its staircases hang on.
+"""Terms: a workload as the fitted latency model sees it, with what its staircases depend on.
 
 A term is one operator in its surroundings, or one conversion between neighbours that keep their
 tensors in different formats: "q" codes of 8 bits, "f" float32 as convolutions like it, "p" plain

@@ -371,7 +371,7 @@ class Evaluator:
                 relative_width=relative_width,
             )  # fmt: skip
 
-        if self.reference_ms is None:  # it is this one's, and all others hang on it
+        if self.reference_ms is None:  # it is this one's, and all others depend on it
             return timing(4.0, 0.001)
         found = timing()
         limit = self.budget.latency_ms if self.device is None else None  # else the device's

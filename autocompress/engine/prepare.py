@@ -105,7 +105,7 @@ def _guide(
     known = profile(space, cache, companions)
     effects = [effect for values in known.effects.values() for effect in values if effect > 0]
     if effects and not any(effect < math.inf for effect in effects):
-        return "the outputs on the calibration inputs are no numbers"
+        return "the outputs on the calibration inputs contain NaN or infinity"
     if not effects:
         return "no value of the space moves the outputs on the calibration inputs"
     latency = "latency_ms" if evaluator.device is None else "device_latency_ms"

@@ -1,4 +1,4 @@
-"""What this system has of what Linux has, and what is not to be had without it."""
+"""What this system has of what Linux has, and what is missing without it."""
 
 import importlib.util
 import os

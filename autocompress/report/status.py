@@ -34,7 +34,7 @@ class Status:
     ``completed`` of ``wanted`` have a file. ``an_hour``: completed trials an hour, lately, pauses
     left out, NaN while unknown. ``silent``: seconds since the last trial was recorded, NaN if none
     was. ``steps``: the hypervolume over time, of accuracy × log costs. ``lost``: what
-    is not to be had on this system, and is on Linux.
+    is missing on this system, and is there on Linux.
     """
 
     directory: Path
@@ -90,7 +90,7 @@ def status_text(status: Status) -> str:
             for step in status.steps
         ]
     if status.lost:
-        lines.append(f"not to be had on this system: {', '.join(status.lost)}")
+        lines.append(f"missing on this system: {', '.join(status.lost)}")
     return "\n".join(lines)
 
 

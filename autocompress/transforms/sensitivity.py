@@ -44,5 +44,5 @@ class Effects:
             return self.compressor.effect(plan, self._known)
         except PlanError:
             raise
-        except (RuntimeError, InputError):  # activations that are no numbers, a singular matrix
+        except (RuntimeError, InputError):  # NaN or infinite activations, a singular matrix
             return math.inf

@@ -197,7 +197,7 @@ def test_codes_use_all_of_their_bits_and_lie_on_their_grid() -> None:
 
 
 def test_ranges_start_at_zero_where_the_uncompressed_tensor_does() -> None:
-    """Runtimes fuse a ReLU only then, so that time hangs on it."""
+    """Runtimes fuse a ReLU only then, so that time depends on it."""
     net = trained(Residual)
     plan = Plan({f"{x.name}/{k}": 8 for x in net.layers for k in ("w_bits", "a_bits")})
     bare = Abilities(BITS, (8, 32), quantized_outputs=frozenset({"conv", "depthwise", "grouped"}))

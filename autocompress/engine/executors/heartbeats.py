@@ -31,7 +31,7 @@ def work_folder(directory: Path) -> Iterator[Path]:
 
 
 class Marker:
-    """The marker of this process in a run's directory, if that is to be had on this machine."""
+    """The marker of this process in a run's directory, if it is on this machine."""
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / _FOLDER / f"{socket.gethostname()}-{os.getpid()}.json"

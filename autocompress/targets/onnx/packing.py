@@ -4,7 +4,7 @@ A layer's codes are two's complement integers of n bits. The flat, zero-padded c
 8 equal runs of M codes; byte (m, j) of the packed tensor holds bit j of the m-th code of every
 run, so that n bits cost n/8 of a byte whatever n is, and one function unpacks every width:
 BitShift by 0..7, BitwiseAnd with 1, and MatMulInteger with the place values 1, 2, 4, …, -2^(n-1).
-It hangs on constants alone, so the runtime folds it while loading. The result is int8 with zero
+It depends on constants alone, so the runtime folds it while loading. The result is int8 with zero
 point 0, for which the runtimes' u8×s8 kernels are the fast ones.
 
 Each weight (with its bias) is one call of a function local to the file. Functions exist once per

@@ -126,7 +126,7 @@ def repair(
     *,
     spoilt: bool,
 ) -> Repaired:
-    """Make a layer good.
+    """Refit one layer and quantize it.
 
     ``weight``: [out, K/groups, ...]; ``seen``: moments of its inputs and of the outputs wanted,
     not centred and the outputs without the bias where ``options.bn`` is off; ``spoilt``: whether

@@ -1,6 +1,6 @@
 """Allocation: the plan of least loss at given costs, solved on tables.
 
-Loss and costs are sums of tables, each over the few knobs that it hangs on: a layer's bytes, say,
+Loss and costs are sums of tables, each over the few knobs that it depends on: a layer's bytes, say,
 over its width of weights, its input's channels and its own. For given prices of the costs the
 cheapest plan is found exactly by eliminating one knob after another (Dechter 1999, "bucket
 elimination"); a sweep of prices gives the convex front. What lies between the plans of the convex

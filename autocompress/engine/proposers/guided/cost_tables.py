@@ -1,6 +1,6 @@
-"""Cost tables: what any plan of a space costs, as a sum over the few knobs that each part hangs on.
+"""Cost tables: what any plan of a space costs, as a sum over the few knobs that each part depends on.
 
-What an operator takes hangs on the channels before and after it and on the formats around it, not
+What an operator takes depends on the channels before and after it and on the formats around it, not
 on the rest of the plan. Which knobs these are is seen by changing one at a time; sketches of plans
 that set many parts at once then fill the tables. They steer a solver: what it finds is estimated
 whole.
@@ -38,7 +38,7 @@ def cost_tables(
 
 
 class _Builder:
-    """``values``: what was seen of each part, by what the knobs that it hangs on were."""
+    """``values``: what was seen of each part, by what the knobs that it depends on were."""
 
     def __init__(self, space: SearchSpace, estimator: Estimator) -> None:
         self.space, self.estimator = space, estimator
@@ -68,7 +68,7 @@ class _Builder:
     def _scopes(
         self,
     ) -> tuple[list[tuple[Choice, dict[str, dict[str, float]]]], dict[Part, tuple[str, ...]]]:
-        """Return what was sketched, and the knobs that each part hangs on."""
+        """Return what was sketched, and the knobs that each part depends on."""
         middle = {name: size // 2 for name, size in self.sizes.items()}
         keep = {name for name in self.sizes if split_name(name)[1] == "keep"}
         bases = [

@@ -106,7 +106,7 @@ class Guide:
         return self._known[plan]
 
     def _table(self, chosen: Sequence[Mapping[str, int]]) -> Places:
-        """Return choices as places, [choices, knobs]; what no table hangs on stays as it is."""
+        """Return choices as places, [choices, knobs]; what no table depends on stays as it is."""
         full = dict(zip(self.sizes, self._whole.tolist(), strict=True))
         return np.array([[one.get(name, full[name]) for name in self.sizes] for one in chosen])
 
@@ -339,7 +339,7 @@ def _logs(costs: Floats | Sequence[Sequence[float]]) -> Floats:
 
 
 def _neighbours(known: Profile, tables: Sequence[Sequence[Table]]) -> list[tuple[str, str]]:
-    """Return the pairs of profiled knobs that some cost hangs on together."""
+    """Return the pairs of profiled knobs that some cost depends on together."""
     scopes = (sorted(set(table.knobs) & set(known.effects)) for many in tables for table in many)
     return sorted({pair for scope in scopes for pair in itertools.combinations(scope, 2)})
 

@@ -1,6 +1,6 @@
 """The loss model: how far a plan moves the outputs, from what each of its values does alone.
 
-Effects of single values do not add up far from the original network: what one layer does hangs on
+Effects of single values do not add up far from the original network: what one layer does depends on
 what the others have left. So the sum is weighted, with a coefficient for every knob, and has a term
 for every pair of neighbours: to second order the divergence of two errors is the sum of theirs and
 of a mixed one, which is between ±2 times the root of their product. Coefficients are drawn towards
@@ -71,7 +71,7 @@ class LossModel:
 
     ``base``: the effect of the plan that all effects are measured from, which comes on top of any;
     ``pairs``: knobs that are neighbours. Effects are made to fall from value to value: the rest is
-    noise of the data they come from. An infinite one, of outputs that are no numbers, counts as ten
+    noise of the data they come from. An infinite one, of NaN or infinite outputs, counts as ten
     times the greatest other.
     """
 
