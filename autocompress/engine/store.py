@@ -81,7 +81,7 @@ class Place:
 
     @cached_property
     def storage(self) -> BaseStorage:
-        """Optuna's storage; raises ConfigError or RunError for a database that cannot be reached."""
+        """Optuna's storage; ConfigError or RunError for a database that cannot be reached."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         if not self.url:
             path = str(self.path)  # the other kind of lock is a link, which Windows may refuse

@@ -1,4 +1,4 @@
-"""Cost tables: what any plan of a space costs, as a sum over the few knobs that each part depends on.
+"""Cost tables: what any plan costs, as a sum over the few knobs that each part depends on.
 
 What an operator takes depends on the channels before and after it and on the formats around it, not
 on the rest of the plan. Which knobs these are is seen by changing one at a time; sketches of plans
