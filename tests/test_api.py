@@ -623,7 +623,7 @@ def test_a_trial_is_explained_layer_by_layer(tmp_path: Path, few, quick) -> None
             assert lines[name].before.w_bits == 32
         assert not math.isnan(receipt.total("profiled_ms"))
         assert math.isnan(receipt.total("predicted_ms"))
-    assert "calibrate makes one" in receipt.notes[0]
+    assert "fit-latency makes one" in receipt.notes[0]
     ac.calibrate(small_task(), space=KEEP, target="null", seconds=1e-6)
     receipt = ac.open_run(tmp_path, small_task()).explain(plan.trial)
     assert receipt.notes == []

@@ -129,7 +129,7 @@ class Compressor:
         units = [unit.name for unit in self.network.units]
         if plan.source.get("family", "teacher") != "teacher":
             raise PlanError(
-                f"Only a reference can be compressed here, not {dict(plan.source)!r}; "
+                f"Only a teacher can be compressed here, not {dict(plan.source)!r}; "
                 "build the student first and compress that."
             )
         for knob, known, allowed in (

@@ -140,7 +140,7 @@ def test_a_device_file_is_found_from_the_folder_of_the_configuration(tmp_path, m
     assert config.hardware == str(tmp_path / "in" / "mine.toml")
     path.write_text(config.to_toml())  # as a run directory keeps it
     monkeypatch.chdir(tmp_path)
-    assert Config.read(path).device == config.hardware
+    assert Config.read(path).hardware == config.hardware
     assert Config(hardware="avx2-core").hardware == "avx2-core"
 
 

@@ -94,9 +94,8 @@ class FakeEvaluator:
             **common,
         )
 
-    def restore(self, pick):
+    def restore(self, score):
         pass
 
-    def test(self, pick):
-        score = pick.score
+    def test(self, score):
         return Mean(score.accuracy - 0.01, score.accuracy - 0.02, score.accuracy)

@@ -169,24 +169,24 @@ def test_what_the_users_function_raises_is_a_sentence(tmp_path: Path) -> None:
     score = make_evaluator(tmp_path, evaluate=evaluate)(PLAN, Recipe())
     assert score.outcome == "failed"
     assert score.message.startswith("KeyError: 'labels' (")
-    assert "test_evaluate.py, line" in score.message
+    assert "test_evaluator.py, line" in score.message
 
 
 def test_a_damaged_file_is_built_again_and_scored_on_the_test_split(tmp_path: Path) -> None:
     evaluator = make_evaluator(tmp_path)
     score = evaluator(PLAN, Recipe())
     pick = Pick(score, tmp_path / "artifacts" / score.artifact)
-    before = evaluator.test(pick)
+    before = evaluator.test(score)
     pick.path.write_bytes(pick.path.read_bytes()[:-3])
-    evaluator.restore(pick)
-    assert evaluator.test(pick) == before
+    evaluator.restore(score)
+    assert evaluator.test(score) == before
     pick.path.unlink()
     check_path(pick.path).unlink()
-    evaluator.restore(pick)
+    evaluator.restore(score)
     assert pick.verify().alike
     assert pick.path.stat().st_size == score.size_bytes
     with pytest.raises(ArtifactError, match="sha256"):
-        evaluator.restore(replace(pick, score=replace(score, sha256="0" * 64)))
+        evaluator.restore(replace(score, sha256="0" * 64))
 
 
 def test_a_damaged_reference_is_built_again(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import pytest
 from autocompress.core.budget import Budget
 from autocompress.report.tables import (
     COLUMNS,
-    describe,
     html_table,
     rows,
     text_table,
@@ -97,13 +96,13 @@ def test_json_reads_back_with_plans(tmp_path):
 
 def test_describe_names_validation_and_test(tmp_path):
     scores = with_tests(study(20), {0})
-    text = describe(front(scores, tmp_path).pick())
+    text = str(front(scores, tmp_path).pick())
     lines = {line[:22].strip(): line[22:].strip() for line in text.splitlines()}
     assert lines["accuracy (validation)"] == "0.9200  0.9100–0.9280"
     assert lines["accuracy (test)"].startswith("0.9160")
     assert lines["size"] == "1,092,220 bytes, 1.00× smaller than uncompressed"
     assert lines["file"].endswith("artifacts/0.onnx")
-    without = describe(front(study(20), tmp_path).pick())
+    without = str(front(study(20), tmp_path).pick())
     assert "(test)" not in without
 
 
@@ -137,10 +136,10 @@ def test_figures_of_a_device_have_columns_where_there_is_one(tmp_path):
 
 
 def test_describe_says_what_is_predicted_on_a_device(tmp_path):
-    text = describe(front([on_chip(0)], tmp_path).pick())
+    text = str(front([on_chip(0)], tmp_path).pick())
     assert "device " in text
     assert "predicted on a chip: 12.5 ms, 0.123 mJ, activations 2.5 kB" in text
-    assert "predicted" not in describe(front([score(0)], tmp_path).pick())
+    assert "predicted" not in str(front([score(0)], tmp_path).pick())
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -176,5 +175,5 @@ def test_files_that_are_not_what_they_should_be_are_marked(tmp_path):
     marked = {row["trial"] for row in rows(found) if row["differs"]}
     assert marked == {0, 3}
     pick = next(p for p in found.baselines if p.score.trial == 3)
-    assert "beware                 the <file> is not its simulation" in describe(pick)
-    assert "beware" not in describe(next(p for p in found.baselines if p.score.trial == 4))
+    assert "beware                 the <file> is not its simulation" in str(pick)
+    assert "beware" not in str(next(p for p in found.baselines if p.score.trial == 4))
