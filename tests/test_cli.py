@@ -739,7 +739,7 @@ def test_calibrate_and_explain_from_end_to_end(config, tmp_path, capsys):
     assert data["predicted_ms"] == pytest.approx(math.fsum(parts))
     assert data["outcome"] == "ok"
     assert cli.main(["explain", place, "--trial", "99"]) == 2
-    one_error_line(capsys.readouterr(), "trials 0 to 3 but for those that failed: not 99.")
+    one_error_line(capsys.readouterr(), "(0 to 3, failed ones excluded), not 99.")
 
 
 def test_explain_of_a_failed_trial_is_one_line(config, tmp_path, monkeypatch, capsys):
@@ -759,7 +759,7 @@ def test_explain_of_a_failed_trial_is_one_line(config, tmp_path, monkeypatch, ca
     assert [score.outcome for score in api.open_run(place).scores] == ["ok", "failed", "ok"]
     capsys.readouterr()
     assert cli.main(["explain", place, "--trial", "1"]) == 2
-    one_error_line(capsys.readouterr(), "but for those that failed: not 1.")
+    one_error_line(capsys.readouterr(), "failed ones excluded), not 1.")
 
 
 def test_a_reader_that_leaves_ends_quietly():
