@@ -30,7 +30,7 @@ def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     printed = capsys.readouterr().out
     assert "uncompressed" in printed
     assert printed.splitlines()[-2:] == ["(1, 10)", "(1, 10)"]
-    reference = names["run"].front().reference  # type: ignore[attr-defined]
+    reference = names["run"].front().reference
     assert reference.accuracy > 0.8  # it has learned something
 
 

@@ -9,7 +9,7 @@ from autocompress.core.budget import Budget
 from autocompress.core.pareto import closest_miss, non_dominated
 from autocompress.core.score import Score
 
-__all__ = ["Results"]
+__all__ = ["Results", "by_size"]
 
 
 @dataclass(frozen=True, repr=False)

@@ -39,9 +39,7 @@ class Dense(nn.Module):
 
 @cache
 def compressor(
-    name: str,
-    abilities: Abilities = EDGES,
-    options: Options = Options(),  # noqa: B008 - frozen
+    name: str, abilities: Abilities = EDGES, options: Options | None = None
 ) -> Compressor:
     if name in ("trained", "mixer"):
         network = trained({"trained": Residual, "mixer": Mixer}[name])
